@@ -1,0 +1,33 @@
+"""Prompts, demonstrations, preferences and rankings: read, checked, tokenised and padded."""
+
+from rlhf_lab.data.collation import Padded, left_pad, right_pad
+from rlhf_lab.data.formats import preferences_to_rankings, rankings_to_preferences
+from rlhf_lab.data.loading import load_demonstrations, load_preferences, load_prompts, load_rankings
+from rlhf_lab.data.tokenising import (
+    Encoded,
+    encode_pair,
+    encode_prompt,
+    encode_reply,
+    render_chat,
+    render_reply,
+    to_text,
+)
+
+__all__ = [
+    "Encoded",
+    "Padded",
+    "encode_pair",
+    "encode_prompt",
+    "encode_reply",
+    "left_pad",
+    "load_demonstrations",
+    "load_preferences",
+    "load_prompts",
+    "load_rankings",
+    "preferences_to_rankings",
+    "rankings_to_preferences",
+    "render_chat",
+    "render_reply",
+    "right_pad",
+    "to_text",
+]

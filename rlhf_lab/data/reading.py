@@ -1,0 +1,225 @@
+"""Where rows come from: a file, a directory of files, a data set in memory, or the hub.
+
+Everything here reads row by row and only reads. A row is a dict with the source's own column names; its
+number is the line it starts on in JSON Lines and CSV, and its count from 1 elsewhere.
+"""
+
+import csv
+import gzip
+import json
+import logging
+import re
+import sys
+import zlib
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, NamedTuple, TextIO
+
+import datasets
+import pyarrow
+import pyarrow.parquet
+
+from rlhf_lab.data.validation import Row, names, one_line
+from rlhf_lab.errors import LabError
+
+SUFFIXES = (".jsonl", ".json", ".csv", ".parquet")
+SPLITS = ("train", "test", "validation", "valid", "val", "dev", "eval", "heldout")
+HUB_ID = re.compile(r"\w[\w.-]*(/\w[\w.-]*)?(:[\w.-]+)?")  # owner/name:configuration
+
+
+class Source(NamedTuple):
+    """A run of rows: its name, what its rows are counted as, the rows, and whether all cells are text."""
+
+    name: str
+    unit: str
+    rows: Iterator[tuple[int, Row]]
+    is_csv: bool = False
+
+
+def open_source(source: str | Path | datasets.Dataset, split: str) -> list[Source]:
+    """The files behind a path, or the one data set behind anything else. Errors: `LabError`."""
+    if isinstance(source, datasets.Dataset):
+        return [Source("the given data set", "row", enumerate(source, 1))]
+    if not isinstance(source, str | Path) or not str(source).strip():
+        raise LabError(f"the data source is {source!r}; give a file, a directory, a hub id or a Dataset")
+    path = Path(source).expanduser()
+    if path.is_dir():
+        if (path / "state.json").is_file() or (path / "dataset_dict.json").is_file():
+            return [_saved(path, split)]
+        return [_file(file) for file in _files(path, split)]
+    if path.exists():
+        return [_file(path)]
+    if isinstance(source, Path) or file_type(path) or not HUB_ID.fullmatch(source):
+        raise LabError(f"{source}: no such file or directory; check the path, relative to {Path.cwd()}")
+    return [_hub(source, split)]
+
+
+def file_type(path: Path) -> str:
+    """The suffix that says how to read a file, without .gz; empty for one that cannot be read."""
+    suffix = Path(path.stem).suffix if path.suffix == ".gz" else path.suffix
+    return suffix.lower() if suffix.lower() in SUFFIXES else ""
+
+
+def _files(folder: Path, split: str) -> list[Path]:
+    """The data files of a folder, by name. Files named after splits are told apart by `split`."""
+    files = sorted(file for file in folder.iterdir() if file.is_file() and file_type(file))
+    if not files:
+        raise LabError(
+            f"{folder}: no file in this directory ends in {', '.join(SUFFIXES)}; give one that has some"
+        )
+    if len(types := {file_type(file) for file in files}) > 1:
+        raise LabError(
+            f"{folder}: holds files of several types ({', '.join(sorted(types))}); name one file instead"
+        )
+    chosen = [file for file in files if _is_of(file, split)]
+    if chosen:
+        return chosen
+    if split == "train" and not any(_is_of(file, other) for file in files for other in SPLITS):
+        return files
+    listed = names(file.name for file in files[:10])
+    raise LabError(f"{folder}: no file of split '{split}'; its files are {listed}; give split= or one file")
+
+
+def _is_of(file: Path, split: str) -> bool:
+    return re.match(rf"{re.escape(split)}([-_.]|$)", file.name) is not None
+
+
+def _file(path: Path) -> Source:
+    readers = {".jsonl": _json_rows, ".json": _json_rows, ".csv": _csv_rows, ".parquet": _parquet_rows}
+    kind = file_type(path)
+    if not kind:
+        raise LabError(
+            f"{path}: unknown file type '{path.suffix}'; give {', '.join(SUFFIXES)}, or .gz after it"
+        )
+    unit = "line" if kind in (".jsonl", ".csv") else "row"
+    return Source(str(path), unit, _guarded(readers[kind](path), path), kind == ".csv")
+
+
+def _guarded(rows: Iterator[tuple[int, Row]], path: Path) -> Iterator[tuple[int, Row]]:
+    try:
+        yield from rows
+    except UnicodeDecodeError:
+        raise LabError(f"{path}, line {_undecodable(path)}: not UTF-8; save the file as UTF-8") from None
+    except (OSError, EOFError, zlib.error, pyarrow.ArrowException) as error:
+        raise LabError(f"{path}: cannot be read: {one_line(error)}; check the file") from None
+
+
+def _undecodable(path: Path) -> int:
+    """The first line that is not UTF-8."""
+    with _opener(path)(path, "rb") as file:
+        for number, line in enumerate(file, 1):
+            try:
+                line.decode()
+            except UnicodeDecodeError:
+                return number
+    return 1
+
+
+def _opener(path: Path) -> Callable:
+    return gzip.open if path.suffix == ".gz" else open
+
+
+def _opened(path: Path, newline: str | None = None) -> TextIO:
+    """The file as text; a byte order mark is left out."""
+    return _opener(path)(path, "rt", encoding="utf-8-sig", newline=newline)
+
+
+def _json_rows(path: Path) -> Iterator[tuple[int, Row]]:
+    """JSON Lines, or one JSON list of objects: a .json file may hold either."""
+    with _opened(path) as file:
+        listed = file_type(path) == ".json" and file.read(4096).lstrip().startswith("[")
+        file.seek(0)
+        if listed:
+            for number, value in enumerate(_json(file.read(), str(path)), 1):
+                yield number, _object(value, f"{path}, row {number}")
+            return
+        for number, line in enumerate(file, 1):
+            if line.strip():
+                where = f"{path}, line {number}"
+                yield number, _object(_json(line, where), where)
+
+
+def _json(text: str, where: str) -> Any:
+    try:
+        return json.loads(text)
+    except json.JSONDecodeError as error:
+        at = (
+            f"line {error.lineno}, character {error.colno}"
+            if error.lineno > 1
+            else f"character {error.colno}"
+        )
+        raise LabError(f"{where}: broken JSON at {at} ({error.msg}); mend or delete it") from None
+
+
+def _object(value: Any, where: str) -> Row:
+    if not isinstance(value, dict):
+        raise LabError(f'{where}: not a JSON object; write each row as {{"column": value, ...}}')
+    return value
+
+
+def _csv_rows(path: Path) -> Iterator[tuple[int, Row]]:
+    """Rows of text cells. A cell may run over several lines: the number is that of the first."""
+    csv.field_size_limit(min(sys.maxsize, 2**31 - 1))  # Python's own limit is shorter than a long dialogue
+    with _opened(path, newline="") as file:
+        reader = csv.reader(file, strict=True)
+        header, line = None, 1
+        try:
+            for cells in reader:
+                if header is None and cells:
+                    header = cells
+                    if len(set(header)) < len(header):
+                        raise LabError(f"{path}, line {line}: two columns have the same name; rename one")
+                elif cells:
+                    if len(cells) != len(header):
+                        counts = f"{len(cells)} cells under a header of {len(header)}"
+                        raise LabError(
+                            f"{path}, line {line}: {counts}; quote cells that hold commas or line breaks"
+                        )
+                    yield line, dict(zip(header, cells, strict=True))
+                line = reader.line_num + 1
+        except csv.Error as error:
+            raise LabError(f"{path}, line {line}: broken CSV ({error}); mend the quotes") from None
+
+
+def _parquet_rows(path: Path) -> Iterator[tuple[int, Row]]:
+    number = 0
+    with pyarrow.parquet.ParquetFile(path) as file:
+        for batch in file.iter_batches(batch_size=1024):
+            for row in batch.to_pylist():
+                number += 1
+                yield number, row
+
+
+def _saved(path: Path, split: str) -> Source:
+    """A folder written by `Dataset.save_to_disk`."""
+    data = _or_error(lambda: datasets.load_from_disk(str(path)), str(path), "cannot be read")
+    if isinstance(data, datasets.DatasetDict):
+        if split not in data:
+            raise LabError(f"{path}: no split '{split}'; it has {names(data)}; give split=")
+        data = data[split]
+    return Source(str(path), "row", enumerate(data, 1))
+
+
+def _hub(source: str, split: str) -> Source:
+    """A data set of the hub; a copy in the local cache serves without network."""
+    name, _, configuration = source.partition(":")
+    log = logging.getLogger("huggingface_hub")
+    level = log.level
+    log.setLevel(logging.ERROR)  # without network it tells of each of its retries
+    try:
+        what = "no such file or directory here, and not to be had from the hub"
+        load = lambda: datasets.load_dataset(name, configuration or None, split=split)
+        data = _or_error(load, source, what)
+    finally:
+        log.setLevel(level)
+    return Source(f"{source} ({split})", "row", enumerate(data, 1))
+
+
+def _or_error(load: Callable, source: str, what: str) -> Any:
+    try:
+        return load()
+    except Exception as error:  # `datasets` raises a great many kinds, all of them about the source
+        told = one_line(error) or type(error).__name__
+        raise LabError(
+            f"{source}: {what} ({told}); check the name and the network, or give a local path"
+        ) from None

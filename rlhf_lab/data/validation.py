@@ -1,0 +1,216 @@
+"""What a cell of a data set may hold, and how what it may not hold is told.
+
+A check returns the value it was given, or raises `RowProblem`. The loader knows the file and the row, gathers
+the problems in `Problems`, and turns them into one line.
+"""
+
+import difflib
+from collections.abc import Iterable, Mapping
+from typing import Any, NamedTuple
+
+from rlhf_lab.errors import LabError
+
+Row = dict[str, Any]
+Message = dict[str, str]
+
+SHOWN = 10  # rows named in one error; the rest are counted
+
+
+class Place(NamedTuple):
+    """Where a row came from: file, "line" or "row", and its number from 1."""
+
+    file: str
+    unit: str
+    number: int
+
+    def __str__(self) -> str:
+        return f"{self.file}, {self.unit} {self.number}"
+
+
+class RowProblem(Exception):
+    """One row that cannot be used: what is wrong, and in which columns (our names)."""
+
+    def __init__(self, what: str, *columns: str):
+        super().__init__(what)
+        self.what = what
+        self.columns = columns
+
+
+def one_line(text: object, limit: int = 200) -> str:
+    """The text on one line, cut to `limit` characters."""
+    line = " ".join(str(text).split())
+    return line if len(line) <= limit else line[: limit - 3] + "..."
+
+
+def names(columns: Iterable[str]) -> str:
+    """Column names as an error shows them: 'a', 'b'."""
+    return ", ".join(f"'{column}'" for column in columns)
+
+
+def kind(value: Any) -> str:
+    """What a value is, in the reader's words rather than Python's."""
+    if value is None:
+        return "null"
+    if isinstance(value, bool):
+        return "true/false"
+    if isinstance(value, int | float):
+        return "a number"
+    return {str: "text", list: "a list", dict: "an object"}.get(type(value), type(value).__name__)
+
+
+def cell(row: Row, column: str) -> Any:
+    """The value of a column that must be there."""
+    if column not in row:
+        raise RowProblem("is missing", column)
+    return row[column]
+
+
+def text(value: Any, column: str, what: str = "is") -> str:
+    """A string that can be written as UTF-8. `what` begins the complaint: "is", "item 2 is"."""
+    if not isinstance(value, str):
+        raise RowProblem(f"{what} {kind(value)} where text is expected", column)
+    try:
+        value.encode()
+    except UnicodeEncodeError:
+        raise RowProblem("holds a broken character (half of a surrogate pair)", column) from None
+    return value
+
+
+def messages(value: Any, column: str) -> list[Message]:
+    """A list of {"role", "content"} with text in both; other keys of a message are left out."""
+    if not isinstance(value, list):
+        raise RowProblem(f"is {kind(value)} where a list of messages is expected", column)
+    clean = []
+    for message in value:
+        if not isinstance(message, dict) or not {"role", "content"} <= message.keys():
+            raise RowProblem("holds a message that is not an object with 'role' and 'content'", column)
+        role = text(message["role"], column, "holds a message whose role is")
+        content = text(message["content"], column, "holds a message whose content is")
+        clean.append({"role": role, "content": content})
+    return clean
+
+
+def prompt(value: Any, column: str = "prompt") -> str | list[Message]:
+    """Text, or messages of which the last is not the assistant's; neither may be empty."""
+    if not isinstance(value, list):
+        if not text(value, column).strip():
+            raise RowProblem("is empty", column)
+        return value
+    value = messages(value, column)
+    if not value or not value[-1]["content"].strip():
+        raise RowProblem("is empty", column)
+    if value[-1]["role"] == "assistant":
+        raise RowProblem("ends with an assistant message, which belongs to the reply", column)
+    return value
+
+
+def reply(value: Any, column: str, like: str | list[Message], what: str = "is") -> str | list[Message]:
+    """The answer to the prompt `like` and of its sort: text, or messages that are all the assistant's.
+
+    A text may be empty (real data has replies of no words); a list of messages may not.
+    """
+    if isinstance(like, str):
+        return text(value, column, what)
+    value = messages(value, column)
+    strangers = [message["role"] for message in value if message["role"] != "assistant"]
+    if not value or strangers:
+        held = f"a message by '{one_line(strangers[0], 20)}'" if strangers else "no message"
+        raise RowProblem(f"holds {held} where only the assistant's are expected", column)
+    return value
+
+
+def ranks(value: Any, count: int, column: str = "ranks") -> list[int]:
+    """One whole number per completion, 0 for the best."""
+    if not isinstance(value, list):
+        raise RowProblem(
+            f"is {kind(value)} where a list of whole numbers is expected (in CSV as JSON)", column
+        )
+    if len(value) != count:
+        raise RowProblem(f"has {len(value)} entries for {count} completions", column)
+    if any(isinstance(rank, bool) or not isinstance(rank, int) for rank in value):
+        raise RowProblem("holds something other than whole numbers", column)
+    if min(value) != 0:
+        raise RowProblem("starts at another number than 0, which is the best completion's rank", column)
+    return value
+
+
+class Problems:
+    """The rows of one data set that cannot be used, raised or dropped together at the end."""
+
+    def __init__(self, columns: Mapping[str, str]):
+        self._theirs = columns  # the reader looks in the file, so columns are told by the file's names
+        self._found: list[tuple[Place, str]] = []
+
+    def __len__(self) -> int:
+        return len(self._found)
+
+    def add(self, place: Place, problem: RowProblem) -> None:
+        columns = [self._theirs.get(column, column) for column in problem.columns]
+        label = "column" if len(columns) == 1 else "columns"
+        self._found.append((place, f"{label} {names(columns)}: {problem.what}"))
+
+    def error(self) -> LabError:
+        """The first problem, and the rows that share it."""
+        first, what = self._found[0]
+        same = [place for place, other in self._found if other == what]
+        line = f"{first}, {what}"
+        if len(same) > 1:
+            line += f"; {len(same)} such rows: {_numbers(same, first.file)}"
+        if others := len(self._found) - len(same):
+            line += f"; rows with other problems: {others}"
+        return LabError(f"{line}; mend the file, or leave such rows out with on_bad='drop'")
+
+    def summary(self, read: int) -> str:
+        """The line printed when the rows are dropped; `read` counts the rows looked at."""
+        reasons: dict[str, list[Place]] = {}
+        for place, what in self._found:
+            reasons.setdefault(what, []).append(place)
+        told = "; ".join(f"{what} ({len(places)}, first at {places[0]})" for what, places in reasons.items())
+        return f"dropped {len(self)} of {read} rows: {told}"
+
+
+def _numbers(places: list[Place], file: str) -> str:
+    shown = [str(p.number) if p.file == file else f"{p.file}:{p.number}" for p in places[:SHOWN]]
+    rest = len(places) - len(shown)
+    return ", ".join(shown) + (f" and {rest} more" if rest else "")
+
+
+def check_columns(
+    wanted: list[tuple[str, ...]], available: list[str], columns: Mapping[str, str], file: str
+) -> None:
+    """That one of the `wanted` sets of columns is there once `columns` (our name -> theirs) is applied.
+
+    Errors: `LabError` that lists the columns of the file.
+    """
+    there = f"the columns are {names(available)}" if available else "it has no columns"
+    for ours, theirs in columns.items():
+        if theirs not in available:
+            close = difflib.get_close_matches(theirs, available, n=1)
+            hint = f" (did you mean '{close[0]}'?)" if close else ""
+            raise LabError(
+                f"{file}: columns={{'{ours}': '{theirs}'}} names a column that is not there; {there}{hint}"
+            )
+    known = {column for column in available if column not in columns.values()} | set(columns)
+    missing = [[column for column in alternative if column not in known] for alternative in wanted]
+    if all(missing):
+        # Complain about the format that the file comes nearest to; the first where it is near to none.
+        nearest = max(range(len(wanted)), key=lambda i: len(wanted[i]) - len(missing[i]))
+        lacks = missing[nearest]
+        example = ", ".join(f"'{column}': '<its name there>'" for column in lacks)
+        raise LabError(f"{file}: no column {names(lacks)}; {there}; name them with columns={{{example}}}")
+
+
+def check_map(columns: Mapping[str, str] | None, known: list[str]) -> dict[str, str]:
+    """The `columns` map with only names of ours on its left side."""
+    for ours, theirs in (columns or {}).items():
+        if ours not in known:
+            close = difflib.get_close_matches(ours, known, n=1)
+            hint = f" (did you mean '{close[0]}'?)" if close else ""
+            raise LabError(
+                f"columns: '{ours}' is none of our names {names(known)}{hint}; write our name: their name"
+            )
+        if not isinstance(theirs, str):
+            raise LabError(
+                f"columns: '{ours}' is mapped to {kind(theirs)}; give the name of a column as text"
+            )
+    return dict(columns or {})

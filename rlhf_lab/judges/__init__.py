@@ -1,0 +1,1 @@
+"""AI judges: their verdicts in one table, their bias measured, and what swapping the order mends."""

@@ -1,0 +1,46 @@
+"""The mathematics of RLHF as pure functions of tensors. Imports torch and nothing else."""
+
+from rlhf_lab.maths.advantages import (
+    discounted_returns,
+    gae,
+    grpo_advantages,
+    rloo_advantages,
+    shaped_rewards,
+)
+from rlhf_lab.maths.kl import adaptive_kl, best_of_n_kl, kl_estimate
+from rlhf_lab.maths.logprobs import token_entropy, token_logprobs
+from rlhf_lab.maths.losses import (
+    PolicyLoss,
+    PreferenceLoss,
+    ValueLoss,
+    plackett_luce_loss,
+    policy_loss,
+    preference_loss,
+    ranking_loss,
+    value_loss,
+)
+from rlhf_lab.maths.masking import masked_mean, masked_var, masked_whiten
+
+__all__ = [
+    "PolicyLoss",
+    "PreferenceLoss",
+    "ValueLoss",
+    "adaptive_kl",
+    "best_of_n_kl",
+    "discounted_returns",
+    "gae",
+    "grpo_advantages",
+    "kl_estimate",
+    "masked_mean",
+    "masked_var",
+    "masked_whiten",
+    "plackett_luce_loss",
+    "policy_loss",
+    "preference_loss",
+    "ranking_loss",
+    "rloo_advantages",
+    "shaped_rewards",
+    "token_entropy",
+    "token_logprobs",
+    "value_loss",
+]

@@ -1,0 +1,23 @@
+"""Policies, reward models and critics: loading, forward passes, generation, precision, saving."""
+
+from rlhf_lab.models.forward import TokenLogprobs, response_logprobs, response_values
+from rlhf_lab.models.generation import Generation, generate
+from rlhf_lab.models.loading import load_policy, load_tokenizer
+from rlhf_lab.models.precision import autocast, resolve_precision
+from rlhf_lab.models.saving import save_policy
+from rlhf_lab.models.scorer import Scorer, load_scorer
+
+__all__ = [
+    "Generation",
+    "Scorer",
+    "TokenLogprobs",
+    "autocast",
+    "generate",
+    "load_policy",
+    "load_scorer",
+    "load_tokenizer",
+    "resolve_precision",
+    "response_logprobs",
+    "response_values",
+    "save_policy",
+]

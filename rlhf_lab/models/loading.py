@@ -1,0 +1,181 @@
+"""Load a policy or a tokenizer from a hub id or a directory, ready for training.
+
+Every model is float32, reads safetensors only, runs no code of its own, and has no dropout: PPO compares two
+log-probabilities of the same token, and dropout would make them differ before anything was learned.
+"""
+
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError
+from torch import nn
+
+from rlhf_lab.errors import LabError
+
+_WHAT_TO_GIVE = "give a directory with config.json and model.safetensors, or a hub id"
+
+
+def load_tokenizer(path):
+    """The tokenizer at a hub id or directory. If it has no padding token, EOS pads: masks come from lengths.
+
+    Errors: `LabError` if there is none, or if it has no EOS token, without which no reply could end.
+    """
+    source = local_or_hub(path, needs=None)
+    try:
+        with quiet(bars=not Path(source).is_dir()):
+            tokenizer = _tokenizer_class(source).from_pretrained(source, trust_remote_code=False)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, ImportError) as error:
+        raise LabError(
+            f"{path}: no tokenizer could be loaded ({first_line(error)}); {_WHAT_TO_GIVE}"
+        ) from error
+    if tokenizer.eos_token_id is None:
+        raise LabError(f"{path}: the tokenizer has no EOS token, so no reply could end; set its 'eos_token'")
+    if tokenizer.pad_token_id is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    return tokenizer
+
+
+def _tokenizer_class(source: str):
+    """AutoTokenizer, but not for a directory whose tokenizer says that tokenizer.json is all there is to it.
+
+    For some architectures (Qwen2) AutoTokenizer overrides even that, and splits text wrongly.
+    """
+    from transformers import AutoTokenizer, PreTrainedTokenizerFast
+
+    config = Path(source) / "tokenizer_config.json"
+    named = json.loads(config.read_text()).get("tokenizer_class") if config.is_file() else None
+    return (
+        PreTrainedTokenizerFast
+        if named in ("TokenizersBackend", "PreTrainedTokenizerFast")
+        else AutoTokenizer
+    )
+
+
+def load_policy(path, *, trainable: bool = True):
+    """A causal language model, float32, without dropout. `trainable=False` freezes it: the reference.
+
+    Its generation defaults (top_k and the like) are dropped, so that they cannot leak into sampling.
+    Errors: `LabError` if the path holds no causal language model, or not all of its weights.
+    """
+    from transformers import AutoModelForCausalLM, GenerationConfig
+
+    model, info = read_pretrained(AutoModelForCausalLM, path, "a causal language model")
+    architecture = (model.config.architectures or ["?"])[0]
+    if architecture.endswith("ForSequenceClassification"):
+        raise LabError(
+            f"{path}: holds a reward model ({architecture}), not a policy; give a causal language model"
+        )
+    refuse_missing(path, info["missing_keys"])
+    ids = ("bos_token_id", "eos_token_id", "pad_token_id")
+    model.generation_config = GenerationConfig(
+        **{name: getattr(model.generation_config, name) for name in ids}
+    )
+    return prepare(model, path, trainable)
+
+
+def prepare(model, path, trainable: bool):
+    """Make a loaded model fit for RLHF: no dropout, no special padding row, causal, frozen or not."""
+    disable_dropout(model)
+    for module in model.modules():
+        # torch gives the row `padding_idx` no gradient: where EOS pads, its embedding would never be trained.
+        if isinstance(module, nn.Embedding):
+            module.padding_idx = None
+    if not _is_causal(model):
+        raise LabError(f"{path}: {type(model).__name__} reads in both directions; give a causal model")
+    model.requires_grad_(trainable)
+    return model.train(trainable)
+
+
+def disable_dropout(model) -> None:
+    """Set every dropout probability to 0: in the config, in dropout modules, in numbers that modules keep."""
+    _zero_dropout_fields(model.config)
+    for module in model.modules():
+        if isinstance(module, nn.modules.dropout._DropoutNd):
+            module.p = 0.0
+        _zero_dropout_fields(module)
+
+
+def _zero_dropout_fields(owner) -> None:
+    for name, value in list(vars(owner).items()):
+        if "drop" in name and isinstance(value, int | float) and not isinstance(value, bool):
+            setattr(owner, name, 0.0)
+        elif name.endswith("_config") and hasattr(value, "to_dict"):  # configs of composed models
+            _zero_dropout_fields(value)
+
+
+@torch.no_grad()
+def _is_causal(model) -> bool:
+    """Whether the first position ignores the second token. The model is asked: configs disagree on names."""
+    model.eval()
+    ids = torch.tensor([[0, 1], [0, 2]], device=model.device)
+    first = (
+        model.base_model(input_ids=ids, attention_mask=torch.ones_like(ids)).last_hidden_state[:, 0].float()
+    )
+    return bool((first[0] - first[1]).norm() <= 1e-5 * first[0].norm())
+
+
+def read_pretrained(auto_class, path, what: str, **options):
+    """Load by one of transformers' Auto classes -> (model, loading info). Errors become a `LabError`."""
+    source = local_or_hub(path, needs="config.json")
+    try:
+        with quiet(bars=not Path(source).is_dir()):
+            return auto_class.from_pretrained(
+                source,
+                dtype=torch.float32,
+                use_safetensors=True,
+                trust_remote_code=False,
+                output_loading_info=True,
+                **options,
+            )
+    except (OSError, ValueError, RuntimeError, KeyError, ImportError, SafetensorError) as error:
+        raise LabError(
+            f"{path}: could not be loaded as {what} ({first_line(error)}); {_WHAT_TO_GIVE}"
+        ) from error
+
+
+def refuse_missing(path, missing) -> None:
+    """`LabError` if weights were missing from the files: transformers would fill them with random numbers."""
+    if missing:
+        raise LabError(f"{path}: weights are missing from the files, {min(missing)} first; {_WHAT_TO_GIVE}")
+
+
+def local_or_hub(path, *, needs: str | None) -> str:
+    """The directory as text, or the hub id unchanged. `LabError` for a local path that is no model."""
+    folder = Path(path).expanduser()
+    if folder.is_dir():
+        if needs and not (folder / needs).is_file():
+            raise LabError(f"{path}: this directory holds no model ({needs} is missing); {_WHAT_TO_GIVE}")
+        if needs and any(folder.glob("*.bin")) and not any(folder.glob("*.safetensors")):
+            raise LabError(f"{path}: holds pickled weights only; save them as safetensors and try again")
+        return str(folder)
+    if folder.exists():
+        raise LabError(f"{path}: is a file, not a model; {_WHAT_TO_GIVE}")
+    # A hub id is 'name' or 'owner/name'; anything else was meant as a path.
+    if isinstance(path, Path) or str(path).startswith(("/", ".", "~")) or str(path).count("/") > 1:
+        raise LabError(f"{path}: no such directory; {_WHAT_TO_GIVE}")
+    return str(path)
+
+
+@contextmanager
+def quiet(*, bars: bool = False) -> Iterator[None]:
+    """Silence transformers' loading report, which we check ourselves; `bars=True` keeps progress bars."""
+    from transformers.utils import logging
+
+    verbosity, had_bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity_error()
+    if not bars:
+        logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(verbosity)
+        if had_bars:
+            logging.enable_progress_bar()
+
+
+def first_line(error: Exception) -> str:
+    """The first line of an error's text, for a message of one line."""
+    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)

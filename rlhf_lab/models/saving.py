@@ -1,0 +1,62 @@
+"""Write a model directory whole or not at all: never a half-written checkpoint, even if the run is killed."""
+
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from rlhf_lab.errors import LabError
+from rlhf_lab.models.loading import quiet
+
+
+def save_policy(directory, model, tokenizer) -> None:
+    """Save a causal language model and its tokenizer as a directory that plain transformers reads.
+
+    Safetensors only. A model already there is replaced once the new one is complete.
+    Errors: `LabError` if something that is no model is in the way.
+    """
+    with whole_directory(directory) as folder, quiet():
+        model.save_pretrained(folder)
+        tokenizer.save_pretrained(folder)
+
+
+@contextmanager
+def whole_directory(directory) -> Iterator[Path]:
+    """A new directory to write a model into, which takes its place when the block ends without an error.
+
+    Everything is on the disk before the rename. If the process dies between moving the old directory away and
+    the new one into place, both are there as hidden siblings (`.name.old-*`, `.name.new-*`), each complete.
+    """
+    target = Path(directory).expanduser().absolute()
+    if target.is_file() or (
+        target.is_dir() and any(target.iterdir()) and not (target / "config.json").exists()
+    ):
+        raise LabError(f"{directory}: is in the way and is no model directory; choose another, or remove it")
+    target.parent.mkdir(parents=True, exist_ok=True)
+    fresh = target.with_name(f".{target.name}.new-{os.getpid()}")
+    old = target.with_name(f".{target.name}.old-{os.getpid()}")
+    shutil.rmtree(fresh, ignore_errors=True)
+    fresh.mkdir()
+    try:
+        yield fresh
+        for path in [*fresh.rglob("*"), fresh]:
+            _sync(path)
+        if target.exists():
+            target.rename(old)
+        fresh.rename(target)
+        _sync(target.parent)
+    except BaseException:
+        if old.exists() and not target.exists():
+            old.rename(target)
+        shutil.rmtree(fresh, ignore_errors=True)
+        raise
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def _sync(path: Path) -> None:
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

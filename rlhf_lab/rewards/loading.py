@@ -1,0 +1,62 @@
+"""Find the reward that a run names: a function in a Python file, or a reward model."""
+
+import difflib
+import importlib.util
+import sys
+from pathlib import Path
+from types import ModuleType
+
+from rlhf_lab.errors import LabError
+from rlhf_lab.models import load_scorer, load_tokenizer
+from rlhf_lab.models.loading import first_line
+from rlhf_lab.rewards.model_reward import ModelReward
+from rlhf_lab.rewards.protocol import Reward
+
+
+def load_reward(source, *, policy_tokenizer=None, batch_size: int = 64) -> Reward:
+    """The reward that `source` names: "path/to/file.py:function", or a reward model's directory or hub id.
+
+    A path is relative to the working directory. The file is run as Python code: name only files you trust.
+    Errors: `LabError` if there is no such file or function, the file fails, or the model has no trained head.
+    """
+    file, colon, name = str(source).rpartition(":")
+    if colon and file.endswith(".py"):
+        return _function(Path(file).expanduser(), name)
+    if str(source).endswith(".py"):
+        raise LabError(f"reward {source}: which function? Write it as {source}:name")
+    scorer = load_scorer(source, trainable=False)
+    if scorer.new_head:
+        raise LabError(
+            f"reward {source}: has no score head, so it is no reward model; train one from it first"
+        )
+    return ModelReward(scorer, load_tokenizer(source), policy_tokenizer, batch_size)
+
+
+def _function(file: Path, name: str) -> Reward:
+    if not file.is_file():
+        raise LabError(f"reward {file}:{name}: no file {file} (looked from {Path.cwd()})")
+    module = _run(file)
+    reward = getattr(module, name, None)
+    if reward is None:
+        known = [key for key, value in vars(module).items() if callable(value) and not key.startswith("_")]
+        close = difflib.get_close_matches(name, known, n=1)
+        hint = f" (did you mean '{close[0]}'?)" if close else f"; it has {', '.join(known) or 'none'}"
+        raise LabError(f"reward {file}:{name}: no function '{name}' in the file{hint}")
+    if not callable(reward):
+        raise LabError(f"reward {file}:{name}: is a {type(reward).__name__}, not a function")
+    return reward
+
+
+def _run(file: Path) -> ModuleType:
+    module_name = f"rlhf_lab_reward_{file.stem}"
+    spec = importlib.util.spec_from_file_location(module_name, file)
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[module_name] = module  # dataclasses and pickles look their module up
+    try:
+        spec.loader.exec_module(module)
+    except Exception as error:
+        line = f", line {error.lineno}" if isinstance(error, SyntaxError) else ""
+        raise LabError(
+            f"reward {file}{line}: could not be loaded: {type(error).__name__}: {first_line(error)}"
+        ) from error
+    return module

@@ -1,0 +1,77 @@
+"""Simulated people who compare replies: noisy, and biased only where told to be."""
+
+import hashlib
+import math
+import random
+from collections.abc import Callable
+
+from rlhf_lab.config import Config
+
+
+class LabelerConfig(Config):
+    """How a labeler errs. Gold differences are in standard deviations of the reference policy.
+
+    P(first is preferred) = sigmoid((gold_first - gold_second)/temperature + length_bias*(words_first - words_second)
+    + position_bias), and then the label is flipped with probability `flip`.
+    """
+
+    temperature: float = 0.5
+    flip: float = 0.0
+    length_bias: float = 0.0  # logits per extra word
+    position_bias: float = 0.0  # logits for the reply shown first
+    seed: int = 0
+
+
+class Labeler:
+    """A labeler with its own random stream: the same (seed, prompt, replies) always gets the same label."""
+
+    def __init__(self, score: Callable[[str, str], float], config: LabelerConfig):
+        self.score, self.config = score, config
+
+    def probability(self, prompt: str, first: str, second: str) -> float:
+        """P(first is labelled better), noise and flips included."""
+        config = self.config
+        gap = self.score(prompt, first) - self.score(prompt, second)
+        words = len(first.split()) - len(second.split())
+        logit = config.length_bias * words + config.position_bias
+        if config.temperature > 0:
+            p = _sigmoid(gap / config.temperature + logit)
+        else:  # the limit: gold decides, and bias only where gold ties
+            p = _sigmoid(logit) if gap == 0 else float(gap > 0)
+        return p * (1 - config.flip) + (1 - p) * config.flip
+
+    def prefers(self, prompt: str, first: str, second: str) -> int:
+        """0 if the first reply is labelled better, 1 if the second is."""
+        draw = self._stream(prompt, first, second).random()
+        return int(draw >= self.probability(prompt, first, second))
+
+    def rank(self, prompt: str, completions: list[str]) -> list[int]:
+        """Ranks of K replies, 0 = best: the best is picked with Bradley-Terry noise, then the best of the rest, and so on.
+
+        For K = 2 this is one comparison. `position_bias` favours whatever is shown first, `flip` swaps a choice with the
+        runner-up.
+        """
+        config, rng = self.config, self._stream(prompt, *completions)
+        temperature = max(config.temperature, 1e-9)
+        utility = [
+            self.score(prompt, text) / temperature + config.length_bias * len(text.split()) for text in completions
+        ]
+        # Adding Gumbel noise and sorting draws from the Plackett-Luce model, whose pairs are Bradley-Terry.
+        noisy = [u - math.log(-math.log(1 - rng.random())) for u in utility]
+        noisy[0] += config.position_bias
+        order = sorted(range(len(completions)), key=lambda i: -noisy[i])
+        for place in range(len(order) - 1):
+            if rng.random() < config.flip:
+                order[place], order[place + 1] = order[place + 1], order[place]
+        ranks = [0] * len(order)
+        for place, index in enumerate(order):
+            ranks[index] = place
+        return ranks
+
+    def _stream(self, *texts: str) -> random.Random:
+        digest = hashlib.sha256("\0".join([str(self.config.seed), *texts]).encode()).digest()
+        return random.Random(digest)
+
+
+def _sigmoid(x: float) -> float:
+    return 1 / (1 + math.exp(-x)) if x >= 0 else math.exp(x) / (1 + math.exp(x))

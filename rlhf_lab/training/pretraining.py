@@ -1,0 +1,115 @@
+"""Pretraining: a language model learns to predict the next token of plain text, from scratch."""
+
+import math
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
+
+import torch
+
+from rlhf_lab.config import Config
+from rlhf_lab.data import right_pad
+from rlhf_lab.errors import LabError, RunFailed
+
+
+class PretrainConfig(Config):
+    """Sizes of the model and of its training. The loss is the mean negative log-likelihood per token, in nats."""
+
+    hidden_size: int = 128
+    layers: int = 2
+    heads: int = 4
+    feed_forward: int = 344
+    context: int = 256  # longest sequence that the model will ever read, in tokens
+    steps: int = 2000
+    batch_tokens: int = 4096  # tokens in a step, padding included; documents of like length go together
+    lr: float = 3e-3  # peak, after a linear warm-up, decaying linearly to 0
+    warmup_steps: int = 50
+    seed: int = 0
+
+
+class PretrainStats(NamedTuple):
+    """What one step measured: loss in nats per token, the learning rate, the tokens it read."""
+
+    loss: float
+    lr: float
+    tokens: int
+
+
+class PretrainState:
+    """A model in training, with its optimiser and data order."""
+
+    def __init__(self, model, tokenizer, optimizer, documents: list[list[int]], config: PretrainConfig):
+        self.model, self.tokenizer, self.optimizer = model, tokenizer, optimizer
+        self.documents, self.config, self.step = documents, config, 0
+        self.generator = torch.Generator().manual_seed(config.seed)
+        self.batches: list[list[int]] = []
+
+
+def pretrain_start(config: PretrainConfig, tokenizer, texts: Sequence[str]) -> PretrainState:
+    """A Llama-shaped model with random weights, and the tokenised documents it will learn from.
+
+    Errors: `LabError` if there is no text, or a document is longer than the context.
+    """
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    if not texts:
+        raise LabError("pretraining text: no documents; give at least one")
+    documents = tokenizer(list(texts), add_special_tokens=False)["input_ids"]
+    longest = max(range(len(documents)), key=lambda i: len(documents[i]))
+    if len(documents[longest]) > config.context:
+        raise LabError(
+            f"pretraining text: document {longest + 1} has {len(documents[longest])} tokens, the context is "
+            f"{config.context}; cut the document or raise 'context'"
+        )
+    torch.manual_seed(config.seed)
+    shape = LlamaConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=config.hidden_size,
+        intermediate_size=config.feed_forward,
+        num_hidden_layers=config.layers,
+        num_attention_heads=config.heads,
+        max_position_embeddings=config.context,
+        tie_word_embeddings=True,
+        bos_token_id=None,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+    )
+    model = LlamaForCausalLM(shape).float()
+    optimizer = torch.optim.AdamW(model.parameters(), lr=config.lr, betas=(0.9, 0.98), weight_decay=0.01)
+    return PretrainState(model, tokenizer, optimizer, documents, config)
+
+
+def pretrain_steps(state: PretrainState) -> Iterator[PretrainStats]:
+    """Train to `config.steps`, yielding after each step. Interrupted, it goes on from `state.step`."""
+    config, model = state.config, state.model
+    model.train()
+    while state.step < config.steps:
+        if not state.batches:
+            state.batches = _batches(state.documents, config.batch_tokens, state.generator)
+        rows = [state.documents[i] for i in state.batches.pop()]
+        ids, mask = right_pad(rows, state.tokenizer.pad_token_id)
+        lr = config.lr * min((state.step + 1) / config.warmup_steps, 1 - state.step / config.steps)
+        for group in state.optimizer.param_groups:
+            group["lr"] = lr
+        # Right padding comes after every real token, so causal attention alone keeps it out.
+        logits = model(input_ids=ids).logits[:, :-1]
+        loss = torch.nn.functional.cross_entropy(logits[mask[:, 1:]].float(), ids[:, 1:][mask[:, 1:]])
+        if not math.isfinite(loss.item()):
+            raise RunFailed(f"pretraining step {state.step}: the loss is {loss.item()}; lower 'lr'")
+        state.optimizer.zero_grad()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        state.optimizer.step()
+        state.step += 1
+        yield PretrainStats(loss.item(), lr, int(mask.sum()))
+    model.eval()
+
+
+def _batches(documents: list[list[int]], batch_tokens: int, generator: torch.Generator) -> list[list[int]]:
+    """One epoch of batches in random order, each of documents of about the same length: little padding, same work."""
+    shuffled = torch.randperm(len(documents), generator=generator).tolist()
+    batches: list[list[int]] = [[]]
+    for i in sorted(shuffled, key=lambda i: len(documents[i])):
+        if batches[-1] and (len(batches[-1]) + 1) * len(documents[i]) > batch_tokens:
+            batches.append([])
+        batches[-1].append(i)
+    return [batches[i] for i in torch.randperm(len(batches), generator=generator)]

@@ -1,0 +1,144 @@
+"""What a policy did and what it was worth: sampling replies, reading them by every model, and scoring them."""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+
+from rlhf_lab.data import encode_prompt, left_pad
+from rlhf_lab.models import autocast, generate, response_logprobs, response_values
+from rlhf_lab.rewards import Reward, call_reward
+
+
+class Rollout(NamedTuple):
+    """A batch of sampled replies. B replies, P prompt tokens, T response tokens. Log-probabilities are in nats.
+
+    Prompts are padded on the left, responses on the right. Masks are bool, True = a real token, and come from lengths.
+    """
+
+    prompt_ids: torch.Tensor  # (B, P)
+    prompt_mask: torch.Tensor  # (B, P) bool
+    response_ids: torch.Tensor  # (B, T)
+    response_mask: torch.Tensor  # (B, T) bool, up to and including the EOS
+    finished: torch.Tensor  # (B,) bool, the reply ended by EOS
+    group: torch.Tensor  # (B,) long, replies to the same prompt share a number
+    old_logp: torch.Tensor  # (B, T) of the policy that sampled, by the forward that trains; 0 where masked
+    ref_logp: torch.Tensor  # (B, T) of the frozen reference; 0 where masked
+    values: torch.Tensor  # (B, T) V(s_t), read before token t is known; 0 where masked
+    scores: torch.Tensor  # (B,) what the reward said of the whole reply
+
+    def take(self, rows: torch.Tensor) -> "Rollout":
+        """Those rows, without the columns in which none of them has a token."""
+        part = Rollout(*(field[rows] for field in self))
+        start = int((~part.prompt_mask).all(0).sum())  # left padding: the empty columns come first
+        width = int(part.response_mask.sum(1).max())
+        columns = {"prompt": slice(start, None), "response": slice(None, width)}
+        return part._replace(
+            prompt_ids=part.prompt_ids[:, columns["prompt"]],
+            prompt_mask=part.prompt_mask[:, columns["prompt"]],
+            **{
+                name: getattr(part, name)[:, columns["response"]]
+                for name in ("response_ids", "response_mask", "old_logp", "ref_logp", "values")
+            },
+        )
+
+
+class Texts(NamedTuple):
+    """The words of a rollout, for rewards that read text and for people."""
+
+    prompts: list[str]
+    completions: list[str]
+
+
+def decode_replies(tokenizer, response_ids: torch.Tensor, response_mask: torch.Tensor) -> list[str]:
+    """(B, T) ids and mask -> B texts without special tokens."""
+    rows = [ids[mask].tolist() for ids, mask in zip(response_ids, response_mask, strict=True)]
+    return tokenizer.batch_decode(rows, skip_special_tokens=True)
+
+
+@torch.no_grad()
+def sample_replies(policy, tokenizer, prompts: Sequence[str], *, max_new_tokens, temperature=1.0, batch_size=128, seed=0):
+    """One reply to each prompt, as text, in batches. Returns (completions, finished), lists of equal length."""
+    generator = torch.Generator(device=policy.device).manual_seed(seed)
+    completions: list[str] = []
+    finished: list[bool] = []
+    for start in range(0, len(prompts), batch_size):
+        rows = [encode_prompt(tokenizer, prompt) for prompt in prompts[start : start + batch_size]]
+        ids, mask = (t.to(policy.device) for t in left_pad(rows, tokenizer.pad_token_id))
+        out = generate(
+            policy,
+            ids,
+            mask,
+            max_new_tokens=max_new_tokens,
+            temperature=temperature,
+            eos_id=tokenizer.eos_token_id,
+            pad_id=tokenizer.pad_token_id,
+            generator=generator,
+        )
+        completions += decode_replies(tokenizer, out.response_ids, out.response_mask)
+        finished += out.finished.tolist()
+    return completions, finished
+
+
+@torch.no_grad()
+def rollout(
+    policy, reference, critic, reward: Reward, tokenizer, prompts: Sequence[str], config, generator=None, columns=None
+) -> Rollout:
+    """Sample `config.samples_per_prompt` replies to each prompt, read them by every model, and score them.
+
+    `critic` may be None: values are then 0. `columns` are further columns of the prompts that the reward may ask for.
+    Source: Ouyang et al. 2022 (InstructGPT), 3.5; the temperature divides the logits of policy and reference alike.
+    """
+    repeats = config.samples_per_prompt
+    prompts = [prompt for prompt in prompts for _ in range(repeats)]
+    columns = {name: [v for v in values for _ in range(repeats)] for name, values in (columns or {}).items()}
+    rows = [encode_prompt(tokenizer, prompt) for prompt in prompts]
+    prompt_ids, prompt_mask = (t.to(policy.device) for t in left_pad(rows, tokenizer.pad_token_id))
+    with autocast(config.precision, policy.device):
+        sampled = generate(
+            policy,
+            prompt_ids,
+            prompt_mask,
+            max_new_tokens=config.max_new_tokens,
+            temperature=config.temperature,
+            eos_id=tokenizer.eos_token_id,
+            pad_id=tokenizer.pad_token_id,
+            generator=generator,
+        )
+        read = (prompt_ids, prompt_mask, sampled.response_ids, sampled.response_mask)
+        old_logp = response_logprobs(policy, *read, temperature=config.temperature).logp
+        ref_logp = response_logprobs(reference, *read, temperature=config.temperature).logp
+        values = response_values(critic, *read) if critic is not None else torch.zeros_like(old_logp)
+    scores = call_reward(
+        reward,
+        prompts=prompts,
+        completions=decode_replies(tokenizer, sampled.response_ids, sampled.response_mask),
+        prompt_ids=rows,
+        completion_ids=[i[m].tolist() for i, m in zip(sampled.response_ids, sampled.response_mask, strict=True)],
+        finished=sampled.finished.tolist(),
+        **columns,
+    )
+    return Rollout(
+        *read,
+        finished=sampled.finished,
+        group=torch.arange(len(prompts), device=policy.device) // repeats,
+        old_logp=old_logp,
+        ref_logp=ref_logp,
+        values=values,
+        scores=torch.tensor(scores, dtype=torch.float32, device=policy.device),
+    )
+
+
+def texts_of(rollout: Rollout, tokenizer) -> Texts:
+    """The prompts and replies of a rollout as text."""
+    prompts = [
+        tokenizer.decode(i[m], skip_special_tokens=True)
+        for i, m in zip(rollout.prompt_ids, rollout.prompt_mask, strict=True)
+    ]
+    return Texts(prompts, decode_replies(tokenizer, rollout.response_ids, rollout.response_mask))
+
+
+def tokens_of(rollout: Rollout, tokenizer, row: int) -> list[str]:
+    """The tokens of one reply, as text, its EOS included."""
+    ids = rollout.response_ids[row][rollout.response_mask[row]].tolist()
+    return [tokenizer.decode([token]) for token in ids]

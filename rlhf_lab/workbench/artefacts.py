@@ -1,0 +1,218 @@
+"""What a notebook takes: files of the sandbox or of the user, and what earlier notebooks left.
+
+A parameter may be `sandbox` (made now, from the embedded world), `auto` (the newest finished run, or one made now), or a path.
+"""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import pandas as pd
+from scipy import stats
+
+from rlhf_lab import data
+from rlhf_lab.errors import LabError
+from rlhf_lab.sandbox.world import World
+from rlhf_lab.training.reward_model import RewardModelEval, score_replies
+from rlhf_lab.workbench.runs import Run, latest_run
+
+NOTEBOOKS = Path(__file__).resolve().parents[2] / "notebooks"
+_MADE_BY = {"sft": "01_sft", "reward_model": "02_reward_model", "ppo": "03_ppo"}
+
+
+def sandbox_files(cfg, run: Run) -> tuple[World | None, dict[str, Path]]:
+    """The world that `cfg.sandbox` names and the files it writes into the run: name -> path. (None, {}) without one."""
+    if not cfg.sandbox:
+        return None, {}
+    world = World.load(cfg.sandbox)
+    folder = world.write(run.file("data"), demonstrations=getattr(cfg, "n_demonstrations", 400), seed=cfg.seed)
+    return world, {
+        "demonstrations": folder / "demonstrations.jsonl",
+        "train": folder / "prompts-train.jsonl",
+        "heldout": folder / "prompts-heldout.jsonl",
+    }
+
+
+def source(value: str, files: dict[str, Path], name: str) -> str:
+    """The sandbox's file for `sandbox`, else the value itself. Errors: `LabError` where there is no sandbox."""
+    if value != "sandbox":
+        return value
+    if name not in files:
+        raise LabError(f"{name} is 'sandbox' but the parameter 'sandbox' is empty; give a path or hub id for {name}")
+    return str(files[name])
+
+
+def base_model(value: str, world: World | None) -> str:
+    """The path of the base model. Errors: `LabError` where there is no sandbox."""
+    if value != "sandbox":
+        return value
+    if world is None:
+        raise LabError("model is 'sandbox' but the parameter 'sandbox' is empty; give a path or hub id for model")
+    return world.base_model
+
+
+def base_for_box(world: World | None) -> dict[str, object]:
+    """The sandbox's base model under its name, for the box of one's own prompts."""
+    from rlhf_lab.models import load_policy
+
+    return {"base": load_policy(world.base_model, trainable=False)} if world else {}
+
+
+def checkpoint(value: str, stage: str, cfg) -> str:
+    """A model directory: of the newest finished run of `stage` for `auto`, of a run directory, or the path itself.
+
+    Where no finished run exists the stage's notebook is executed now, with its defaults, and that is said.
+    """
+    if value != "auto":
+        inside = Path(value) / "checkpoint"
+        return str(inside) if inside.is_dir() else value
+    found = latest_run(stage, cfg.experiment) or latest_run(stage)
+    if found is None:
+        found = _make(stage, cfg)
+    else:
+        print(f"{stage}: taking {found}")
+    return str(found / "checkpoint")
+
+
+def _make(stage: str, cfg) -> Path:
+    from rlhf_lab.workbench.notebooks import execute_notebook
+
+    notebook = NOTEBOOKS / f"{_MADE_BY[stage]}.ipynb"
+    if not notebook.is_file():
+        raise LabError(f"no finished {stage} run was found, and {notebook} is not here to make one; give its path")
+    print(f"{stage}: no finished run was found, so {notebook.name} makes one now (about a minute)")
+    parameters = {"experiment": cfg.experiment, "sandbox": cfg.sandbox, "seed": cfg.seed, "threads": cfg.threads}
+    return execute_notebook(notebook, parameters)
+
+
+def sandbox_comparisons(cfg, run: Run, world: World | None, policy, tokenizer) -> dict[str, Path]:
+    """Sample `k` replies to each prompt from the policy, let the labeler rank them, and write both splits.
+
+    Held-out comparisons are always pairs, by the same labeler without its planted biases.
+    """
+    from rlhf_lab.training.rollouts import sample_replies
+
+    if world is None:
+        return {}
+    labeler = world.labeler(**{**cfg.labeler.model_dump(), "seed": cfg.labeler.seed + cfg.seed})
+    fair = world.labeler(temperature=cfg.labeler.temperature, flip=cfg.labeler.flip, seed=cfg.labeler.seed + cfg.seed)
+    wanted = {
+        "comparisons": ("train", cfg.n_prompts, cfg.k, labeler, cfg.preferences),
+        "heldout_comparisons": ("heldout", cfg.n_heldout, 2, fair, cfg.heldout),
+    }
+    files = {}
+    for name, (split, n, k, judge, value) in wanted.items():
+        if value != "sandbox":
+            continue
+        prompts = [prompt for prompt in world.prompts(split, n, cfg.seed + 1) for _ in range(k)]
+        replies, _ = sample_replies(
+            policy, tokenizer, prompts, max_new_tokens=cfg.max_new_tokens, seed=cfg.seed + 1 + len(split)
+        )
+        files[name] = run.file("data") / f"{name}.jsonl"
+        with files[name].open("w") as out:
+            for start in range(0, len(prompts), k):
+                texts = replies[start : start + k]
+                if len(set(texts)) < k:
+                    continue  # a labeler cannot rank a reply against itself
+                row = {"prompt": prompts[start], "completions": texts, "ranks": judge.rank(prompts[start], texts)}
+                out.write(json.dumps(row) + "\n")
+    return files
+
+
+def load_rankings(value: str, files: dict[str, Path], name: str, columns: dict, limit: int, tokenizer):
+    """Rankings from a file of rankings or of preferences, as text."""
+    where = source(value, files, name)
+    if value == "sandbox":
+        return data.load_rankings(where)
+    kind = data.kind_of(where, columns)
+    if kind == "rankings":
+        return data.to_text(data.load_rankings(where, columns=columns, limit=limit), tokenizer)
+    preferences = data.to_text(data.load_preferences(where, columns=columns, limit=limit), tokenizer)
+    return data.preferences_to_rankings(preferences)
+
+
+class RewardModelReport(NamedTuple):
+    """What 02_reward_model shows and records."""
+
+    table: pd.DataFrame
+    results: dict[str, float]
+    probability: np.ndarray  # (comparisons,) the model's P(first of the pair is preferred)
+    outcome: np.ndarray  # (comparisons,) whether it was
+    scores: np.ndarray
+    gold: np.ndarray
+
+
+def reward_model_report(cfg, scorer, tokenizer, held_out, before, after: RewardModelEval, world) -> RewardModelReport:
+    """Accuracy before and after, its ceiling, agreement with gold, and what the plots need. Ranks below the best lose."""
+    pairs = [(row["prompt"], *_best_and_worst(row)) for row in held_out]
+    prompts, best, worst = (list(column) for column in zip(*pairs, strict=True))
+    ours = [score_replies(scorer, tokenizer, prompts, side, max_length=cfg.max_length).numpy() for side in (best, worst)]
+    results = {
+        "accuracy": after.accuracy,
+        "accuracy_before": before.accuracy,
+        "loss": after.loss,
+        "comparisons": after.comparisons,
+    }
+    gold = np.full(len(pairs), np.nan)
+    if world:
+        true = [np.array(world.gold(prompts=prompts, completions=side)) for side in (best, worst)]
+        results |= _against_gold(ours, true, cfg.labeler)
+        gold = np.concatenate(true)
+    first_wins = np.random.default_rng(0).random(len(pairs)) < 0.5  # a fair coin says which side is shown first
+    gap = ours[0] - ours[1]
+    return RewardModelReport(
+        pd.DataFrame({"value": {name.replace("_", " "): value for name, value in results.items()}}).round(3),
+        results,
+        1 / (1 + np.exp(-np.where(first_wins, gap, -gap))),
+        first_wins.astype(float),
+        np.concatenate(ours),
+        gold,
+    )
+
+
+def _best_and_worst(row) -> tuple[str, str]:
+    ranks = row["ranks"]
+    return row["completions"][int(np.argmin(ranks))], row["completions"][int(np.argmax(ranks))]
+
+
+def _against_gold(ours, true, labeler) -> dict[str, float]:
+    """Agreement with gold, and the accuracy that gold itself would reach on the labeler's noisy choices."""
+    differ = true[0] != true[1]
+    agree = np.sign(ours[0] - ours[1])[differ] == np.sign(true[0] - true[1])[differ]
+    scores, gold = np.concatenate(ours), np.concatenate(true)
+    return {
+        "ceiling": float(np.mean((true[0] > true[1]) + 0.5 * (true[0] == true[1]))),
+        "accuracy_against_gold": float(agree.mean()),
+        "correlation_with_gold": float(stats.spearmanr(scores, gold).statistic),
+    }
+
+
+def reward(cfg, world: World | None, tokenizer, yours: Callable):
+    """The reward that a run names: `auto`, `gold`, `yours`, `file.py:function`, or a reward model's run or path."""
+    from rlhf_lab.rewards import load_reward
+
+    if cfg.reward == "gold":
+        if world is None:
+            raise LabError("reward is 'gold' but there is no sandbox; name a reward model or a function")
+        return world.gold
+    if cfg.reward == "yours":
+        return yours
+    where = checkpoint(cfg.reward, "reward_model", cfg) if ":" not in cfg.reward else cfg.reward
+    return load_reward(where, policy_tokenizer=tokenizer)
+
+
+def critic(cfg, policy_path: str):
+    """The critic of a run: from the reward model, from the policy with a head of zeros, or from a path."""
+    from rlhf_lab.models import load_scorer
+
+    is_model = cfg.reward not in ("gold", "yours") and ":" not in cfg.reward
+    if cfg.critic == "reward" and not is_model:
+        print(f"critic: the reward '{cfg.reward}' is no model, so the critic starts from the policy")
+    if cfg.critic == "policy" or (cfg.critic == "reward" and not is_model):
+        return load_scorer(policy_path, head="zero")
+    where = checkpoint(cfg.reward, "reward_model", cfg) if cfg.critic == "reward" else cfg.critic
+    return load_scorer(where, head="keep")
+
+

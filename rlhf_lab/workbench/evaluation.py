@@ -1,0 +1,210 @@
+"""Measuring a policy on the same held-out prompts, before and after: replies, gold by part, win rate."""
+
+import random
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+import numpy as np
+import pandas as pd
+import torch
+from scipy import stats
+
+from rlhf_lab.maths import kl_estimate
+from rlhf_lab.training.rollouts import decode_replies, rollout, sample_replies
+
+
+class Interval(NamedTuple):
+    """A mean with its 95% interval (Student's t)."""
+
+    mean: float
+    low: float
+    high: float
+
+    def __str__(self) -> str:
+        return f"{self.mean:.2f} [{self.low:.2f}, {self.high:.2f}]"
+
+
+def mean_interval(values: Sequence[float]) -> Interval:
+    """The mean of independent values and its 95% interval; a single value has no interval (NaN)."""
+    values = np.asarray(values, dtype=float)
+    mean = float(values.mean())
+    if len(values) < 2:
+        return Interval(mean, float("nan"), float("nan"))
+    half = float(stats.t.ppf(0.975, len(values) - 1) * stats.sem(values))
+    return Interval(mean, mean - half, mean + half)
+
+
+def win_rate(ours: Sequence[float], theirs: Sequence[float]) -> float:
+    """Share of prompts on which our value is higher; a tie counts one half."""
+    ours, theirs = np.asarray(ours, dtype=float), np.asarray(theirs, dtype=float)
+    return float(((ours > theirs) + 0.5 * (ours == theirs)).mean())
+
+
+def answer(
+    policy, tokenizer, prompts: Sequence[str], *, max_new_tokens: int, temperature=1.0, seed=0
+) -> pd.DataFrame:
+    """One sampled reply to each prompt: columns prompt, reply, finished, words."""
+    replies, finished = sample_replies(
+        policy, tokenizer, prompts, max_new_tokens=max_new_tokens, temperature=temperature, seed=seed
+    )
+    return pd.DataFrame(
+        {
+            "prompt": prompts,
+            "reply": replies,
+            "finished": finished,
+            "words": [len(r.split()) for r in replies],
+        }
+    )
+
+
+def with_gold(answers: pd.DataFrame, world) -> pd.DataFrame:
+    """The answers with a column `gold` and one for each of its parts, in reference standard deviations.
+
+    Without a world there is no gold, and the answers come back as they are.
+    """
+    if world is None:
+        return answers
+    parts = [world.gold_parts(p, r) for p, r in zip(answers["prompt"], answers["reply"], strict=True)]
+    gold = world.gold(prompts=answers["prompt"].tolist(), completions=answers["reply"].tolist())
+    return answers.assign(gold=gold, **pd.DataFrame(parts, index=answers.index).to_dict("series"))
+
+
+def by_part(named: dict[str, pd.DataFrame]) -> pd.DataFrame:
+    """Mean gold by part, one row per model: where a difference comes from."""
+    columns = ["gold", "helpful", "honest", "harmless", "concise", "manner", "words", "finished"]
+    known = [column for column in columns if column in next(iter(named.values()))]
+    return pd.DataFrame({name: answers[known].mean() for name, answers in named.items()}).T.round(2)
+
+
+def side_by_side(named: dict[str, pd.DataFrame], n: int = 6) -> pd.DataFrame:
+    """The first `n` prompts and every model's reply, with gold where it is known."""
+    first = next(iter(named.values()))
+    table = pd.DataFrame({"prompt": first["prompt"]})
+    for name, answers in named.items():
+        table[name] = answers["reply"]
+        if "gold" in answers:
+            table[f"{name}, gold"] = answers["gold"].round(2)
+    return table.head(n)
+
+
+def repliers(policies: dict[str, object], tokenizer, max_new_tokens: int) -> dict[str, Callable[[str], str]]:
+    """Name -> a function from a prompt to a sampled reply, for the box of one's own prompts."""
+    def replier(policy) -> Callable[[str], str]:
+        return lambda prompt: sample_replies(policy, tokenizer, [prompt], max_new_tokens=max_new_tokens)[0][0]
+
+    return {name: replier(policy) for name, policy in policies.items()}
+
+
+class ShotsReport(NamedTuple):
+    """What a base model does behind worked examples."""
+
+    table: pd.DataFrame  # one row per number of examples: gold, parsed, finished, words
+    answers: dict[int, pd.DataFrame]
+    results: dict[str, float]
+
+
+def shots_report(policy, tokenizer, world, prompts: Sequence[str], *, shots: Sequence[int], seed=0) -> ShotsReport:
+    """Gold and form of the replies behind 0, 1, 3, ... worked examples by a careful host."""
+    answers = {}
+    for n in shots:
+        rng = random.Random(seed)
+        behind = [world.shots(prompt, n, rng, tokenizer.eos_token) for prompt in prompts]
+        answers[n] = with_gold(answer(policy, tokenizer, behind, max_new_tokens=40, seed=seed), world)
+    rows = {
+        n: {
+            "gold": table["gold"].mean(),
+            "parsed": np.mean([world.parses(reply) for reply in table["reply"]]),
+            "finished": table["finished"].mean(),
+            "words": table["words"].mean(),
+        }
+        for n, table in answers.items()
+    }
+    table = pd.DataFrame(rows).T.rename_axis("worked examples").round(3)
+    results = {f"gold_{n}_shots": float(row["gold"]) for n, row in rows.items()}
+    return ShotsReport(table, answers, results | {"parsed": float(rows[shots[0]]["parsed"])})
+
+
+class Measure:
+    """Measures a policy on the held-out prompts as it trains, against where it started, with the same random numbers."""
+
+    class Point(NamedTuple):
+        """One measurement."""
+
+        answers: pd.DataFrame
+        proxy: float
+        kl: float
+
+    def __init__(self, cfg, tokenizer, prompts: Sequence[str], reward, world, *, baseline, columns=None):
+        self.cfg, self.tokenizer, self.prompts = cfg, tokenizer, list(prompts)
+        self.reward, self.world, self.columns = reward, world, columns or {}
+        self.reference = baseline
+        self.points: dict[int, Measure.Point] = {}
+        self(baseline, 0)
+
+    @property
+    def baseline(self) -> "Measure.Point":
+        """The measurement before training."""
+        return self.points[0]
+
+    @property
+    def last(self) -> "Measure.Point":
+        """The newest measurement."""
+        return self.points[max(self.points)]
+
+    def __call__(self, policy, update: int) -> dict[str, float]:
+        """Measure now; the figures for the run's log."""
+        generator = torch.Generator(device=policy.device).manual_seed(self.cfg.seed + 1)
+        once = self.cfg.model_copy(update={"samples_per_prompt": 1})
+        batch = rollout(
+            policy, self.reference, None, self.reward, self.tokenizer, self.prompts, once, generator, self.columns
+        )
+        replies = decode_replies(self.tokenizer, batch.response_ids, batch.response_mask)
+        answers = pd.DataFrame({"prompt": self.prompts, "reply": replies})
+        answers = answers.assign(finished=batch.finished.cpu().numpy(), words=answers["reply"].str.split().str.len())
+        kl = kl_estimate(batch.old_logp, batch.ref_logp, kind="k1").sum(1).mean().item()
+        self.points[update] = Measure.Point(with_gold(answers, self.world), batch.scores.mean().item(), kl)
+        return self._figures(update)
+
+    def _figures(self, update: int) -> dict[str, float]:
+        point = self.points[update]
+        figures = {"heldout/score": point.proxy, "heldout/kl": point.kl}
+        if self.world is None:
+            return figures
+        gold, start = point.answers["gold"], self.baseline.answers["gold"]
+        return figures | {"gold/mean": float(gold.mean()), "gold/win_rate": win_rate(gold, start)}
+
+    def history(self) -> pd.DataFrame:
+        """One row per measurement: update, KL, proxy, and gold where it is known."""
+        return pd.DataFrame([{"update": update, **self._figures(update)} for update in sorted(self.points)])
+
+    def results(self) -> dict[str, float]:
+        """What the run reports."""
+        first, last = self.baseline, self.last
+        results = {
+            "score_before": first.proxy,
+            "score": last.proxy,
+            "kl": last.kl,
+            "eos_rate": float(last.answers["finished"].mean()),
+            "words": float(last.answers["words"].mean()),
+        }
+        if self.world is None:
+            return results
+        gain = last.answers["gold"] - first.answers["gold"]
+        return results | {
+            "gold_sft": float(first.answers["gold"].mean()),
+            "gold": float(last.answers["gold"].mean()),
+            "gold_gain": float(gain.mean()),
+            "win_rate": win_rate(last.answers["gold"], first.answers["gold"]),
+        }
+
+
+def gold_results(**named: pd.DataFrame) -> dict[str, float]:
+    """What a run reports of several models' answers: gold, EOS rate and length of each."""
+    results = {}
+    for name, answers in named.items():
+        if "gold" in answers:
+            results[f"gold_{name}"] = float(answers["gold"].mean())
+            results[f"gold_{name}_std"] = float(answers["gold"].std())
+        results[f"eos_rate_{name}"] = float(answers["finished"].mean())
+        results[f"words_{name}"] = float(answers["words"].mean())
+    return results

@@ -1,0 +1,213 @@
+"""Execute one notebook by papermill, so that it can be watched, interrupted and believed.
+
+Papermill runs in a thread, the kernel in a process of its own. The calling thread stays free to draw
+progress and to receive Ctrl-C, which it passes on to the kernel. Papermill's own record of what happened is
+wrong after a dead kernel, so what went wrong is read from the exception and told in one line.
+"""
+
+import asyncio
+import logging
+import os
+import re
+import shutil
+import signal
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from rlhf_lab.errors import LabError, RunFailed
+
+GRACE = 20.0  # seconds an interrupted cell has to end before its kernel is killed
+SOCKET_PATH_LIMIT = 100  # a Unix socket's path may have 104 to 108 characters
+
+
+class Position(NamedTuple):
+    """Where an execution is: in which of the notebook's cells, from 1, and since when (`time.time`)."""
+
+    cell: int
+    cells: int
+    since: float
+
+
+class _Stopped(Exception):
+    """Ends papermill's loop before the next cell."""
+
+
+class Execution:
+    """One notebook being executed in a thread of its own."""
+
+    def __init__(self, notebook: Path, output: Path, parameters: Mapping[str, Any]) -> None:
+        self.notebook, self.output, self.parameters = Path(notebook), Path(output), dict(parameters)
+        self.position = Position(0, 0, time.time())
+        self._error: BaseException | None = None
+        self._stopping = False
+        self._ended = threading.Event()  # not Thread.join, which Python 3.11 breaks when Ctrl-C interrupts it
+        self._kernel: Any = None
+        self._loop: asyncio.AbstractEventLoop | None = None
+
+    def start(self) -> None:
+        """Start the kernel and the execution; returns at once."""
+        threading.Thread(target=self._run, name=f"papermill {self.notebook.stem}", daemon=True).start()
+
+    def wait(self, seconds: float) -> bool:
+        """Wait for the end for at most `seconds`; True when it has ended."""
+        return self._ended.wait(seconds)
+
+    def stop(self) -> None:
+        """Interrupt the running cell as JupyterLab's stop button does, start no other, wait for the end.
+
+        A cell that has not ended after `GRACE` seconds, or at a second Ctrl-C, loses its kernel.
+        """
+        self._stopping = True
+        until = time.monotonic() + GRACE
+        try:
+            while time.monotonic() < until:
+                self._signal(signal.SIGINT)  # again each time: one that arrives between two cells is lost
+                if self.wait(5.0):
+                    return
+        except KeyboardInterrupt:
+            pass
+        self._signal(getattr(signal, "SIGKILL", signal.SIGTERM))
+        self.wait(GRACE)
+
+    def raise_for_error(self) -> None:
+        """Raise what ended the execution early: `LabError`, `RunFailed`, or nothing when all is well."""
+        if self._error is not None:
+            raise describe_failure(self._error, self.notebook) from None
+
+    def _signal(self, number: int) -> None:
+        if self._kernel is None or self._loop is None or self._ended.is_set():
+            return
+        # The kernel's manager belongs to the thread's event loop, and so must the call.
+        asyncio.run_coroutine_threadsafe(self._kernel.signal_kernel(number), self._loop)
+
+    def _run(self) -> None:
+        folder = Path(tempfile.mkdtemp(prefix="rlhf-"))
+        try:
+            with open(self.output.with_name("kernel.log"), "wb") as log:
+                self._papermill(_kernel_manager(folder, log, self._started))
+        except BaseException as error:  # reported by `raise_for_error`, in the thread that asked
+            self._error = error
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)
+            log_file = self.output.with_name("kernel.log")
+            if log_file.is_file() and not log_file.stat().st_size:
+                log_file.unlink()
+            self._ended.set()
+
+    def _papermill(self, kernel_manager_class: type) -> None:
+        import nbformat
+        import papermill
+
+        quiet_logs()
+        nb = nbformat.read(self.notebook, as_version=4)
+        papermill.execute_notebook(
+            nb,
+            str(self.output).replace("{", "{{").replace("}", "}}"),  # papermill fills braces in
+            self.parameters,
+            kernel_name="python3",
+            language="python",
+            progress_bar=False,
+            autosave_cell_every=5,
+            kernel_manager_class=kernel_manager_class,
+            on_cell_start=self._cell_starts,
+            on_notebook_start=self._notebook_starts,
+        )
+
+    def _started(self, kernel: Any) -> None:
+        self._kernel, self._loop = kernel, asyncio.get_running_loop()
+
+    def _notebook_starts(self, notebook: Any) -> None:
+        self.position = Position(0, len(notebook.cells), time.time())
+
+    def _cell_starts(self, cell: Any, cell_index: int) -> None:
+        if self._stopping:
+            raise _Stopped
+        self.position = Position(cell_index + 1, self.position.cells, time.time())
+
+
+def execute(
+    notebook: Path,
+    output: Path,
+    parameters: Mapping[str, Any],
+    *,
+    tick: Callable[[Position], None] = lambda position: None,
+    every: float = 0.25,
+) -> None:
+    """Execute `notebook` with `parameters` into `output`, from the caller's working directory.
+
+    `tick` is called every `every` seconds with where the execution is. However it ends, `output` keeps what
+    was executed.
+
+    Errors: `LabError` where a cell raised one (exit code 2); `RunFailed` for every other error in a cell and
+    for a dead kernel (exit code 1); `KeyboardInterrupt` after Ctrl-C, once the kernel has ended.
+    """
+    execution = Execution(notebook, output, parameters)
+    execution.start()
+    try:
+        while not execution.wait(every):
+            tick(execution.position)
+    except KeyboardInterrupt:
+        execution.stop()
+        raise
+    execution.raise_for_error()
+
+
+def describe_failure(error: BaseException, notebook: Path) -> LabError:
+    """The one line for what papermill raised: the error's own last line, and the cell it came from."""
+    name = Path(notebook).name
+    kind = type(error).__name__
+    if kind == "PapermillExecutionError":
+        cell = f"{name}, cell [{error.exec_count or '?'}]"
+        if error.ename == "KeyboardInterrupt":
+            return RunFailed(f"{cell}: the kernel was interrupted")
+        message = " ".join(re.sub(r"\x1b\[[0-9;]*m", "", str(error.evalue)).split())
+        if len(message) > 400:
+            message = message[:400] + " ..."
+        if error.ename in ("LabError", "RunFailed"):
+            return (LabError if error.ename == "LabError" else RunFailed)(f"{cell}: {message}")
+        return RunFailed(f"{cell}: {error.ename}: {message}".removesuffix(": "))
+    if kind == "DeadKernelError":
+        return RunFailed(f"{name}: the kernel died; it was killed, crashed or ran out of memory")
+    if kind in ("NotJSONError", "NotebookValidationError", "ValidationError"):
+        return LabError(f"{notebook} is not a valid notebook")
+    return RunFailed(f"{name}: {kind}: {' '.join(str(error).split())}".removesuffix(": "))
+
+
+def quiet_logs() -> None:
+    """Keep papermill's and nbclient's log lines out of the terminal: what they tell is told better here."""
+    for name in ("papermill", "papermill.translators", "traitlets"):
+        logging.getLogger(name).setLevel(logging.CRITICAL)
+
+
+def _kernel_manager(folder: Path, log: Any, started: Callable[[Any], None]) -> type:
+    """A kernel manager class for this interpreter, on Unix sockets in `folder`.
+
+    It takes no ports: runs side by side cannot steal each other's, and no other user can connect.
+    """
+    from jupyter_client.kernelspec import KernelSpec
+    from jupyter_client.manager import AsyncKernelManager
+
+    connection = folder / "k.json"
+    use_sockets = os.name == "posix" and len(str(connection)) < SOCKET_PATH_LIMIT
+
+    class LabKernel(AsyncKernelManager):
+        def __init__(self, **kwargs: Any) -> None:
+            transport = {"transport": "ipc"} if use_sockets else {}
+            super().__init__(**kwargs, **transport, connection_file=str(connection))
+
+        @property
+        def kernel_spec(self) -> KernelSpec:
+            command = [sys.executable, "-Xfrozen_modules=off", "-m", "ipykernel_launcher"]
+            return KernelSpec(argv=[*command, "-f", "{connection_file}"], display_name="Python 3")
+
+        async def start_kernel(self, **kwargs: Any) -> None:
+            env = {"RLHF_LAB_HEADLESS": "1", **(kwargs.pop("env", None) or os.environ)}
+            await super().start_kernel(stdout=log, stderr=log, env=env, **kwargs)
+            started(self)
+
+    return LabKernel

@@ -1,0 +1,238 @@
+"""Run an experiment: its stages in order, each on the last ones' artefacts, then results and report."""
+
+import contextlib
+import json
+import os
+import shlex
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, TextIO
+
+import yaml
+
+from rlhf_lab.errors import LabError, RunFailed
+from rlhf_lab.workbench.figures import aligned, duration, figures
+from rlhf_lab.workbench.notebooks import execute
+from rlhf_lab.workbench.progress_line import ProgressLine
+from rlhf_lab.workbench.records import (
+    Status,
+    mark_ended,
+    mark_queued,
+    now,
+    read_status,
+    runs_root,
+    write_json,
+)
+from rlhf_lab.workbench.validate import Plan, PlannedStage, validate
+
+
+@dataclass
+class StageRecord:
+    """What is known of a stage: its plan, its run directory, and once it has run how that went."""
+
+    name: str
+    notebook: Path
+    run_dir: Path
+    state: str = "queued"
+    seconds: float | None = None
+    reason: str = ""
+    url: str = ""
+    results: dict[str, Any] = field(default_factory=dict)
+    provenance: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass
+class ExperimentRecord:
+    """What a report tells of an experiment."""
+
+    experiment: str
+    description: str
+    file: Path
+    folder: Path
+    command: str
+    started: str
+    stages: list[StageRecord]
+    seconds: float = 0.0
+
+    @property
+    def state(self) -> str:
+        """done, or the state of the stage that ended it."""
+        return next((stage.state for stage in self.stages if stage.state != "done"), "done")
+
+    @property
+    def seed(self) -> Any:
+        """The seed, or the seed of each stage where they differ."""
+        seeds = {s.name: s.provenance["seed"] for s in self.stages if "seed" in s.provenance}
+        return next(iter(seeds.values())) if len(set(seeds.values())) == 1 else seeds or None
+
+    @property
+    def commit(self) -> str:
+        """The commit of the code that ran, with "-dirty" where the tree held changes; "" when unknown."""
+        git = next((s.provenance["git"] for s in self.stages if s.provenance.get("git")), None)
+        return git["commit"] + "-dirty" * bool(git.get("dirty")) if git else ""
+
+
+def run_experiment(
+    file: str | Path,
+    overrides: Sequence[str] = (),
+    *,
+    quiet: bool = False,
+    stream: TextIO | None = None,
+    command: str = "",
+) -> ExperimentRecord:
+    """Check the whole of an experiment file, run its stages, and leave results.json and a report.
+
+    overrides: `key=value` for every stage that has the key, `stage.key=value` for one.
+    quiet: no progress lines; the results are printed all the same.
+
+    Errors: `LabError` before anything starts; `LabError` or `RunFailed` of the stage that failed, and
+    `KeyboardInterrupt`, after results.json and the report were written with what there is.
+    """
+    stream = stream or sys.stdout
+    plan = validate(file, overrides)
+    record = _reserve(plan, command or shlex.join(["rlhf-lab", "run", str(file), *_options(overrides)]))
+    began = time.monotonic()
+    done: dict[str, Path] = {}
+    try:
+        for index, stage in enumerate(plan.stages):
+            _run_stage(plan, stage, record, index, done, None if quiet else stream)
+            done[stage.name] = record.stages[index].run_dir
+    finally:
+        record.seconds = time.monotonic() - began
+        page = _conclude(record)
+        print(_summary(record, page), file=stream, flush=True)
+    return record
+
+
+def shown(path: Path) -> str:
+    """A path as one would type it from here."""
+    try:
+        return str(path.absolute().relative_to(Path.cwd()))
+    except ValueError:
+        return str(path)
+
+
+def _options(overrides: Sequence[str]) -> list[str]:
+    return [word for override in overrides for word in ("-p", override)]
+
+
+def _reserve(plan: Plan, command: str) -> ExperimentRecord:
+    folder = runs_root() / plan.experiment
+    stamp = f"{datetime.now(UTC):%Y%m%d-%H%M%S}"
+    run_ids = (stamp if attempt == 1 else f"{stamp}-{attempt}" for attempt in range(1, 1000))
+    names = [stage.name for stage in plan.stages]
+    run_id = next(i for i in run_ids if not any((folder / name / i).exists() for name in names))
+    stages = []
+    for stage in plan.stages:
+        given = stage.parameters.get("run_dir")
+        run_dir = Path(given).expanduser().absolute() if given else folder / stage.name / run_id
+        stages.append(StageRecord(stage.name, stage.notebook, run_dir))
+    return ExperimentRecord(plan.experiment, plan.description, plan.file, folder, command, now(), stages)
+
+
+def _run_stage(
+    plan: Plan,
+    stage: PlannedStage,
+    record: ExperimentRecord,
+    index: int,
+    done: dict[str, Path],
+    stream: TextIO | None,
+) -> None:
+    entry = record.stages[index]
+    parameters = stage.resolved({name: Path(shown(path)) for name, path in done.items()})
+    parameters["run_dir"] = shown(entry.run_dir)
+    if "experiment" in stage.config.model_fields:
+        parameters.setdefault("experiment", plan.experiment)
+    mark_queued(entry.run_dir, stage=stage.name, experiment=plan.experiment)
+    width = max(len(s.name) for s in record.stages)
+    with open(os.devnull, "w") if stream is None else contextlib.nullcontext(stream) as out:
+        line = ProgressLine(out, index + 1, len(record.stages), stage.name, width, entry.run_dir)
+        began = time.monotonic()
+        try:
+            execute(stage.notebook, entry.run_dir / "notebook.ipynb", parameters, tick=line.update)
+            _expect_finished(entry)
+        except LabError as error:
+            entry.state, entry.reason = "failed", str(error)
+            mark_ended(entry.run_dir, "failed", str(error))
+            where = f"{plan.experiment}, stage {stage.name}"
+            raise type(error)(f"{where}: {error} (see {shown(entry.run_dir)}/report.html)") from None
+        except KeyboardInterrupt:
+            entry.state, entry.reason = "stopped", "interrupted"
+            mark_ended(entry.run_dir, "stopped", "interrupted")
+            raise
+        finally:
+            entry.seconds = time.monotonic() - began
+            _read_back(entry)
+            line.end(f"{entry.state} in {duration(entry.seconds)}")
+
+
+def _expect_finished(entry: StageRecord) -> None:
+    """A notebook that ran through has said so in its status; one that keeps no record is done as well."""
+    status = read_status(entry.run_dir)
+    if status.state == "queued":
+        ended: Status = status.model_copy(update={"state": "done", "started": now(), "ended": now()})
+        write_json(entry.run_dir / "status.json", ended.model_dump())
+    elif status.state != "done":
+        reason = status.reason or "it ended before run.finish()"
+        raise RunFailed(f"{entry.notebook.name}: the notebook ended, its run is {status.state}: {reason}")
+    entry.state = "done"
+
+
+def _read_back(entry: StageRecord) -> None:
+    """Whatever the run left, however it went. Nothing here may hide how it went."""
+    try:
+        entry.results = json.loads((entry.run_dir / "results.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        entry.results = {}
+    try:
+        status = read_status(entry.run_dir)
+        entry.url, entry.reason = status.url, status.reason or entry.reason
+        config = yaml.safe_load((entry.run_dir / "config.yaml").read_text(encoding="utf-8"))
+        entry.provenance = config if isinstance(config, dict) else {}
+    except (OSError, LabError, yaml.YAMLError):
+        entry.provenance = {}
+
+
+def _conclude(record: ExperimentRecord) -> Path | None:
+    from rlhf_lab.workbench.report import write_report
+
+    record.folder.mkdir(parents=True, exist_ok=True)
+    results = {
+        "experiment": record.experiment,
+        "state": record.state,
+        "command": record.command,
+        "started": record.started,
+        "commit": record.commit,
+        "seed": record.seed,
+        "results": {stage.name: stage.results for stage in record.stages if stage.results},
+        "seconds": {s.name: round(s.seconds, 1) for s in record.stages if s.seconds is not None},
+        "runs": {s.name: str(s.run_dir) for s in record.stages if s.seconds is not None},
+    }
+    write_json(record.folder / "results.json", results)
+    return write_report(record)
+
+
+def _summary(record: ExperimentRecord, page: Path | None) -> str:
+    lines = [""]
+    rows = []
+    for stage in record.stages:
+        found = figures(stage.results)
+        rows += [
+            (stage.name if i == 0 else "", f.label, f.value, f.interval, f.unit) for i, f in enumerate(found)
+        ]
+    if rows:
+        seed = f", seed {record.seed}" if isinstance(record.seed, int) else ""
+        lines.append(f"Results of {record.experiment} ({duration(record.seconds)}{seed})")
+        lines += aligned([("stage", "result", "value", "95% interval", "unit"), *rows], right=(2,))
+        lines.append("")
+    for stage in record.stages:
+        if stage.url:
+            lines.append(f"wandb    {stage.url}  ({stage.name})")
+    lines.append(f"numbers  {shown(record.folder / 'results.json')}")
+    if page is not None:
+        lines.append(f"report   {shown(page)}")
+    return "\n".join(lines)

@@ -1,0 +1,249 @@
+"""What a run leaves on disk and how it is read back: status, metrics, samples.
+
+Whole files are written under a temporary name and renamed into place. Lines of a .jsonl file are appended and
+flushed, so a killed process can tear at most the last one, and readers leave that one out.
+"""
+
+import json
+import math
+import os
+import socket
+import time
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, Literal
+
+import pandas as pd
+import psutil
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from rlhf_lab.errors import LabError
+
+State = Literal["queued", "running", "done", "failed", "stopped", "died"]
+SILENCE_S = 1800.0  # a process on another host counts as dead after so long without a heartbeat
+CLOCK_SLACK_S = 2.0  # the start time of one process, read twice, may differ by this much
+
+
+class Status(BaseModel):
+    """The content of status.json. Times are ISO 8601 in UTC; `process_start` is in seconds since 1970."""
+
+    model_config = ConfigDict(frozen=True, extra="ignore")
+
+    state: State
+    reason: str = ""
+    stage: str = ""
+    experiment: str = ""
+    host: str = ""
+    pid: int = 0
+    process_start: float = 0.0
+    started: str = ""
+    heartbeat: str = ""
+    ended: str = ""
+    url: str = ""  # of the run on wandb's server, when online
+
+
+def now() -> str:
+    """The time in UTC, to the millisecond."""
+    return datetime.now(UTC).isoformat(timespec="milliseconds")
+
+
+def runs_root() -> Path:
+    """Where runs live: the environment variable RLHF_LAB_RUNS, else ./runs of the directory one is in."""
+    return Path(os.environ.get("RLHF_LAB_RUNS") or "runs").expanduser().absolute()
+
+
+# --- writing
+
+
+def plain(value: Any) -> Any:
+    """The value as JSON can hold it: tensors and arrays as numbers or lists, NaN and infinities as None."""
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if value is None or isinstance(value, str | int):
+        return value
+    if isinstance(value, Mapping):
+        return {str(key): plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple | set):
+        return [plain(item) for item in value]
+    if hasattr(value, "tolist"):
+        return plain(value.tolist())
+    return str(value)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a whole file so that a reader sees the old one or the new one, never half of one."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary.write_text(text, encoding="utf-8")
+    os.replace(temporary, path)
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write `value` as one JSON file, whole."""
+    write_text(path, json.dumps(plain(value), indent=2, ensure_ascii=False) + "\n")
+
+
+def append_line(path: Path, row: Mapping[str, Any]) -> None:
+    """Append one row to a .jsonl file, in one write."""
+    line = json.dumps(plain(row), ensure_ascii=False, allow_nan=False) + "\n"
+    with path.open("a", encoding="utf-8") as file:
+        file.write(line)
+
+
+def mark_queued(path: Path, *, stage: str = "", experiment: str = "") -> None:
+    """Reserve a directory for a run that will start later. Refuses one that holds a run."""
+    path.mkdir(parents=True, exist_ok=True)
+    status = Status(state="queued", stage=stage, experiment=experiment, host=socket.gethostname())
+    create_status(path, status)
+
+
+def mark_ended(path: Path, state: Literal["failed", "stopped"], reason: str) -> Status:
+    """Tell how a run ended whose own process could not.
+
+    A run that told its own end keeps it. Returns what now stands.
+    """
+    status = read_status(path)
+    if status.state in ("queued", "running", "died"):
+        status = status.model_copy(update={"state": state, "reason": one_line(reason), "ended": now()})
+        write_json(path / "status.json", status.model_dump())
+    return status
+
+
+def create_status(path: Path, status: Status) -> None:
+    """Write the first status.json of a directory.
+
+    Of two processes that try at once, one wins; the other is refused.
+    """
+    text = json.dumps(status.model_dump(), indent=2) + "\n"
+    try:
+        with (path / "status.json").open("x", encoding="utf-8") as file:
+            file.write(text)
+    except FileExistsError:
+        raise LabError(f"run_dir {path} is taken by another run; give an empty or new directory") from None
+
+
+def one_line(text: str, limit: int = 400) -> str:
+    """Text as one line of at most `limit` characters."""
+    line = " ".join(text.split())
+    return line if len(line) <= limit else line[: limit - 1] + "…"
+
+
+# --- reading
+
+
+def read_status(path: str | Path) -> Status:
+    """How a run stands. A "running" whose process is gone, or is another process by now, reads "died".
+
+    path: the run's directory. Errors: `LabError` when there is no readable status.json.
+    """
+    file = Path(path) / "status.json"
+    for attempt in range(3):
+        try:
+            status = Status(**json.loads(file.read_text(encoding="utf-8")))
+            break
+        except FileNotFoundError:
+            raise LabError(f"{path} holds no run: it has no status.json") from None
+        except (json.JSONDecodeError, ValidationError, TypeError):
+            if attempt == 2:
+                raise LabError(f"{file} is broken: it is not the JSON of a run's status") from None
+            time.sleep(0.05)  # the first status is created in place, so a reader may come a moment early
+    if status.state == "running" and not _is_alive(status):
+        seen = f"last heard from at {status.heartbeat}" if status.heartbeat else "never heard from"
+        reason = f"process {status.pid} on {status.host} is gone; {seen}"
+        return status.model_copy(update={"state": "died", "reason": reason})
+    return status
+
+
+def _is_alive(status: Status) -> bool:
+    if status.host != socket.gethostname():
+        last = status.heartbeat or status.started
+        return bool(last) and (datetime.now(UTC) - datetime.fromisoformat(last)).total_seconds() < SILENCE_S
+    try:
+        process = psutil.Process(status.pid)
+        same = abs(process.create_time() - status.process_start) <= CLOCK_SLACK_S
+        return same and process.status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
+    except psutil.AccessDenied:
+        return True
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """The object in a .json file that is written whole; empty when there is none, or it is not one."""
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return value if isinstance(value, dict) else {}
+
+
+def read_jsonl(path: Path) -> list[dict[str, Any]]:
+    """The rows of a .jsonl file; none when it does not exist. A torn last line is left out.
+
+    Errors: `LabError` naming the line when any other line is broken.
+    """
+    if not path.exists():
+        return []
+    lines = path.read_bytes().split(b"\n")
+    rows = []
+    for number, line in enumerate(lines, start=1):
+        if not line.strip():
+            continue
+        try:
+            row = json.loads(line)
+            if not isinstance(row, dict):
+                raise ValueError
+        except ValueError:  # also the UnicodeDecodeError of a character torn in two
+            if number == len(lines):  # nothing ended this line: the writer was killed in the middle of it
+                break
+            raise LabError(
+                f"{path}, line {number} is broken: it is not a JSON object; mend or delete it"
+            ) from None
+        rows.append(row)
+    return rows
+
+
+def _rows(path: str | Path, name: str) -> list[dict[str, Any]]:
+    if not Path(path).is_dir():
+        raise LabError(f"{path} holds no run: there is no such directory")
+    return read_jsonl(Path(path) / name)
+
+
+def read_metrics(path: str | Path) -> pd.DataFrame:
+    """A run's metrics, one row for each `Run.log`, in order; empty before the first.
+
+    NaN where nothing was logged.
+
+    path: the run's directory. Errors: `LabError` for no such directory, or naming a broken line.
+    """
+    return metrics_frame(_rows(path, "metrics.jsonl"))
+
+
+def metrics_frame(rows: list[dict[str, Any]]) -> pd.DataFrame:
+    """Rows of metrics.jsonl as a table, with the NaN and infinities that JSON cannot hold put back."""
+    mended = []
+    for row in rows:
+        odd = {name: float(text) for name, text in row.get("not_finite", {}).items()}
+        mended.append({name: value for name, value in row.items() if name != "not_finite"} | odd)
+    return pd.DataFrame(mended)
+
+
+def read_samples(path: str | Path) -> pd.DataFrame:
+    """A run's sample replies, one row each, in order; empty before the first. Errors as in `read_metrics`."""
+    return pd.DataFrame(_rows(path, "samples.jsonl"))
+
+
+def latest_run(stage: str, experiment: str | None = None) -> Path | None:
+    """The newest run of a stage that is done, under the runs root; None when there is none.
+
+    experiment: look in this experiment only.
+    """
+    found = []
+    for file in runs_root().glob(f"{experiment or '*'}/{stage}/*/status.json"):
+        try:
+            status = read_status(file.parent)
+        except LabError:
+            continue
+        if status.state == "done":
+            found.append((status.started, str(file.parent)))
+    return Path(max(found)[1]) if found else None

@@ -1,0 +1,106 @@
+"""The directory of a run: whose it is, and what one must know to run the same again."""
+
+import os
+import platform
+import subprocess
+from datetime import UTC, datetime
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from rlhf_lab.errors import LabError
+from rlhf_lab.workbench.records import Status, create_status, read_status, runs_root
+
+OURS = ("config.yaml", "metrics.jsonl", "samples.jsonl", "progress.json", "results.json", "checkpoint")
+
+
+def claim(path: Path, status: Status) -> Path:
+    """Take a directory that is new, empty or queued. Only one of several processes gets it."""
+    if (path / "status.json").exists():
+        old = read_status(path)
+        if old.state == "running":
+            who = "this process" if old.pid == os.getpid() else f"process {old.pid} on {old.host}"
+            raise LabError(
+                f"run_dir {path} belongs to a run that is still alive ({who}); give another directory"
+            )
+        if old.state != "queued":
+            raise LabError(
+                f"run_dir {path} holds a run that is {old.state}; give a new one, nothing is overwritten"
+            )
+        try:  # of two that find it queued, one can rename it
+            os.replace(path / "status.json", path / f".queued.{os.getpid()}")
+            (path / f".queued.{os.getpid()}").unlink()
+        except FileNotFoundError:
+            raise LabError(f"run_dir {path} was taken by another run just now; give another") from None
+    elif path.exists() and not path.is_dir():
+        raise LabError(f"run_dir {path} is a file; give a directory")
+    elif taken := [name for name in OURS if (path / name).exists()] or _foreign(path):
+        raise LabError(
+            f"run_dir {path} is not empty (it has {taken[0]}); give a new directory, nothing is overwritten"
+        )
+    path.mkdir(parents=True, exist_ok=True)
+    create_status(path, status)
+    return path
+
+
+def _foreign(path: Path) -> list[str]:
+    """What is in a directory, apart from what papermill and its caller put there before the run."""
+    if not path.is_dir():
+        return []
+    return [
+        item.name for item in path.iterdir() if item.suffix not in (".ipynb", ".log") and item.name[0] != "."
+    ]
+
+
+def new_directory(status: Status, seed: int) -> Path:
+    parent = runs_root() / status.experiment / status.stage
+    parent.mkdir(parents=True, exist_ok=True)
+    stamp = f"{datetime.now(UTC):%Y%m%d-%H%M%S}-s{seed}"
+    for attempt in range(1, 1000):
+        path = parent / (stamp if attempt == 1 else f"{stamp}-{attempt}")
+        try:
+            path.mkdir()
+        except FileExistsError:
+            continue
+        return claim(path, status)
+    raise LabError(f"{parent} has a thousand runs of this second; give a run_dir")
+
+
+def provenance(status: Status, seed: int) -> dict[str, Any]:
+    """What one must know to run the same again."""
+    versions = {"python": platform.python_version()}
+    for name in ("rlhf-lab", "torch", "transformers", "trl"):
+        try:
+            versions[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            versions[name] = None
+    return {
+        "stage": status.stage,
+        "experiment": status.experiment,
+        "seed": seed,
+        "started": status.started,
+        "host": status.host,
+        "directory": str(Path.cwd()),
+        "git": git_state(),
+        "versions": versions,
+    }
+
+
+def git_state(package: Path = Path(__file__).parents[1]) -> dict[str, Any] | None:
+    """Commit and dirty flag of the tree the package is tracked in, else of the tree one is in, else None."""
+    tracked = _git_line(package, "ls-files", "--error-unmatch", "__init__.py") is not None
+    tree = package if tracked else Path.cwd()
+    commit = _git_line(tree, "rev-parse", "HEAD")
+    if commit is None:
+        return None
+    return {"commit": commit, "dirty": bool(_git_line(tree, "status", "--porcelain"))}
+
+
+def _git_line(tree: Path, *words: str) -> str | None:
+    try:
+        done = subprocess.run(
+            ["git", *words], cwd=tree, capture_output=True, text=True, timeout=20, check=True
+        )
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return done.stdout.strip()

@@ -1,0 +1,303 @@
+"""A run: the directory in which one stage writes its config, metrics, samples, progress, results and status.
+
+    with Run.start("ppo", config, experiment="demo", seed=3) as run:
+        run.progress(0, 40, "rollouts")
+        run.log({"objective/kl": 0.8}, step=64)
+        run.finish({"gold": 1.3})
+
+In a notebook no `with` is needed: a cell that fails or is interrupted is noticed (session.py).
+"""
+
+import math
+import socket
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal, Self
+
+import psutil
+import yaml
+
+from rlhf_lab.config import Config
+from rlhf_lab.errors import LabError
+from rlhf_lab.workbench import session
+from rlhf_lab.workbench.figures import duration
+from rlhf_lab.workbench.records import (
+    State,
+    Status,
+    append_line,
+    latest_run,
+    mark_ended,
+    mark_queued,
+    now,
+    one_line,
+    plain,
+    read_metrics,
+    read_samples,
+    read_status,
+    runs_root,
+    write_json,
+    write_text,
+)
+from rlhf_lab.workbench.run_directory import claim, new_directory, provenance
+from rlhf_lab.workbench.session import headless
+from rlhf_lab.workbench.tracking import Tracker, TrackingConfig
+
+__all__ = [
+    "Run",
+    "Status",
+    "headless",
+    "latest_run",
+    "mark_ended",
+    "mark_queued",
+    "read_metrics",
+    "read_samples",
+    "read_status",
+    "runs_root",
+]
+
+HEARTBEAT_S = 5.0
+PROGRESS_S = 0.2
+PRINT_S = 10.0
+
+
+class Run:
+    """One run and its directory. Make it with `Run.start`."""
+
+    def __init__(self, path: Path, status: Status, tracker: Tracker, step_name: str):
+        self.path = path
+        self.status = status
+        self.tracker = tracker
+        self.step_name = step_name
+        self.history: list[dict[str, Any]] = []  # the lines of metrics.jsonl, for live plots
+        self.last_progress: dict[str, Any] = {}
+        self._began = time.monotonic()
+        self._closed = False
+        self._headless = headless()
+        self._heard = time.monotonic()
+        self._pace: tuple[float, int] | None = None  # time and `done` when the current work began
+        self._progress_written = self._progress_printed = -math.inf
+
+    @classmethod
+    def start(
+        cls,
+        stage: str,
+        config: Config,
+        *,
+        run_dir: str | Path = "",
+        experiment: str = "scratch",
+        seed: int = 0,
+        tracking: TrackingConfig | None = None,
+        step_name: str = "",
+    ) -> Self:
+        """Make a run's directory, write config.yaml and status.json, start tracking, and print where it is.
+
+        run_dir: a new, empty or queued directory; "" is `<runs root>/<experiment>/<stage>/<time>-s<seed>`.
+        step_name: the run's own x-axis, "episode" or "global_step"; "" takes "episode" for PPO stages.
+        Errors: `LabError` when the directory holds another run, alive or ended: nothing is overwritten.
+        """
+        for kind, name in (("stage", stage), ("experiment", experiment)):
+            if not name or name.startswith(".") or set(name) & set('/\\*?[]:"'):
+                raise LabError(f"{kind} {name!r} cannot name a folder: use letters, digits, '-', '_' and '.'")
+        tracking = tracking or TrackingConfig()
+        step_name = step_name or ("episode" if "ppo" in stage.lower() else "global_step")
+        resolved = plain(config.model_dump(mode="json"))
+        process = psutil.Process()
+        status = Status(
+            state="running",
+            stage=stage,
+            experiment=experiment,
+            host=socket.gethostname(),
+            pid=process.pid,
+            process_start=process.create_time(),
+            started=now(),
+            heartbeat=now(),
+        )
+        given = Path(run_dir).expanduser().absolute()
+        path = claim(given, status) if run_dir else new_directory(status, seed)
+        session.close_older(stage)
+        facts = provenance(status, seed) | {"tracking": tracking.model_dump(mode="json")}
+        text = yaml.safe_dump(facts | {"config": resolved}, sort_keys=False, allow_unicode=True)
+        write_text(path / "config.yaml", text)
+        print(f"{stage} run: {_shown(path)}", flush=True)
+        tracker = Tracker(
+            tracking, path=path, status=status, config=resolved | {"run": facts}, step_name=step_name
+        )
+        run = cls(path, status, tracker, step_name)
+        session.watch(run)
+        tracker.start()
+        session.come_first_at_exit()
+        if tracker.url:
+            run._write_status(url=tracker.url)
+        return run
+
+    @property
+    def stage(self) -> str:
+        """The name of the stage, such as "ppo"."""
+        return self.status.stage
+
+    @property
+    def state(self) -> State:
+        """running, done, failed or stopped."""
+        return self.status.state
+
+    def file(self, name: str) -> Path:
+        """A path inside the run's directory; folders on the way are made."""
+        path = self.path / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        return path
+
+    def log(self, metrics: Mapping[str, float], step: int) -> None:
+        """Append one line to metrics.jsonl and send it to wandb.
+
+        step: the run's own x, in units of `step_name`. A NaN or an infinity is written as null and named
+        under "not_finite".
+        """
+        self._touch()
+        values = {name: _number(name, value) for name, value in metrics.items()} | {self.step_name: step}
+        row = {self.step_name: step} | values | {"time": round(time.time(), 3)}
+        odd = {name: str(value) for name, value in values.items() if not math.isfinite(value)}
+        if odd:
+            row["not_finite"] = odd
+        append_line(self.path / "metrics.jsonl", row)
+        self.history.append(row)
+        self.tracker.log(values)
+
+    def log_samples(self, rows: list[dict[str, Any]], step: int) -> None:
+        """Append sample replies, one dict each, to samples.jsonl, and send them to wandb as a table."""
+        self._touch()
+        rows = [{self.step_name: step} | plain(row) for row in rows]
+        for row in rows:
+            append_line(self.path / "samples.jsonl", row)
+        self.tracker.log_table("samples", rows, step)
+
+    def progress(self, done: int, total: int, text: str = "") -> None:
+        """Tell how far the work is: progress.json for others to read, a line now and then when headless.
+
+        done, total: units of work. `eta_s` in the file is the time left at the pace since this work began, in
+        seconds; a new `total`, or a `done` that went back, begins new work.
+        """
+        self._touch()
+        clock = time.monotonic()
+        last = self.last_progress
+        if self._pace is None or last.get("total") != total or done < last.get("done", 0):
+            self._pace = (clock, done)
+        since, first = self._pace
+        eta = (total - done) * (clock - since) / (done - first) if done > first else None
+        eta = 0.0 if done >= total else eta
+        self.last_progress = {
+            "stage": self.stage,
+            "done": done,
+            "total": total,
+            "text": text,
+            "eta_s": None if eta is None else round(eta, 1),
+            "time": round(time.time(), 3),
+        }
+        if done >= total or clock - self._progress_written >= PROGRESS_S:
+            self._progress_written = clock
+            write_json(self.path / "progress.json", self.last_progress)
+        if clock - self._progress_printed >= PRINT_S and self._headless:
+            self._progress_printed = clock
+            print(self.progress_line(), flush=True)
+
+    def progress_line(self) -> str:
+        """The last progress in words, such as "ppo 12/40 (30%), rollouts, about 2 min left"."""
+        last = self.last_progress
+        if not last:
+            return self.stage
+        share = f" ({last['done'] / last['total']:.0%})" if last["total"] else ""
+        text = f", {last['text']}" if last["text"] else ""
+        left = f", about {duration(last['eta_s'])} left" if last["eta_s"] else ""
+        return f"{self.stage} {last['done']}/{last['total']}{share}{text}{left}"
+
+    def finish(self, results: Mapping[str, Any] | None = None) -> None:
+        """Write results.json, say the run is done, and finish tracking.
+
+        results: numbers, texts, None, or dicts of them.
+        """
+        self._touch()
+        results = plain(dict(results or {}))
+        write_json(self.path / "results.json", results)
+        self.tracker.summary(results)
+        self.close("done", "")
+        print(
+            f"{self.stage} run done in {duration(time.monotonic() - self._began)}: {_shown(self.path)}",
+            flush=True,
+        )
+
+    def fail(self, reason: str) -> None:
+        """End the run as failed, for one line of reason. What it has written stays."""
+        self.close("failed", reason)
+        print(f"{self.stage} run failed: {self.status.reason}", flush=True)
+
+    def stop(self, reason: str) -> None:
+        """End the run as stopped, such as by its user, for one line of reason. What it has written stays."""
+        self.close("stopped", reason)
+        print(f"{self.stage} run stopped: {self.status.reason}", flush=True)
+
+    def pause(self, state: Literal["failed", "stopped"], reason: str) -> None:
+        """Note that a cell failed or was interrupted. The next log or progress sets the run running again.
+
+        wandb is told at once, except of an interrupt that somebody watching may take back: then when
+        the kernel ends.
+        """
+        if self.state == "running":
+            self._write_status(state=state, reason=one_line(reason), ended=now())
+        if state == "failed" or self._headless:
+            self.tracker.finish(1)
+
+    def close(
+        self, state: Literal["done", "failed", "stopped"], reason: str, *, patience_s: float | None = None
+    ) -> None:
+        """End the run for good. A run that is paused keeps the state and reason it was paused with.
+
+        patience_s: how long wandb may take, in seconds; None lets it finish.
+        """
+        if self._closed:
+            return
+        self._closed = True
+        if self.state == "running":
+            self._write_status(state=state, reason=one_line(reason), ended=now())
+        session.unwatch(self)
+        self.tracker.finish(0 if self.state == "done" else 1, patience_s=patience_s)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
+        if error is not None:
+            self.close(*session.describe(error))
+        else:
+            self.close("stopped", "the block ended before the run was finished")
+
+    def _touch(self) -> None:
+        """Before anything is written: refuse an ended run, wake a paused one, and give a sign of life."""
+        if self._closed:
+            raise LabError(f"run {_shown(self.path)} has ended ({self.state}); start a new one to go on")
+        if self.state != "running":
+            self._pace = None  # the pause must not count as work
+            self._write_status(state="running", reason="", ended="")
+            self.tracker.start()
+        elif time.monotonic() - self._heard >= HEARTBEAT_S:
+            self._write_status()
+
+    def _write_status(self, **changes: Any) -> None:
+        self._heard = time.monotonic()
+        self.status = self.status.model_copy(update={"heartbeat": now()} | changes)
+        write_json(self.path / "status.json", self.status.model_dump())
+
+
+def _number(name: str, value: Any) -> float | int:
+    if isinstance(value, int):
+        return int(value)
+    try:
+        return float(value)
+    except (TypeError, ValueError):
+        raise LabError(f"metric '{name}' is {value!r}; a metric is one number") from None
+
+
+def _shown(path: Path) -> Path:
+    try:
+        return path.relative_to(Path.cwd())
+    except ValueError:
+        return path

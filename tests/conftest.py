@@ -1,0 +1,31 @@
+"""What every test may ask for."""
+
+import os
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+def require(name: str, present: bool, reason: str) -> None:
+    """Skip with a reason when something a test needs is absent; fail instead where RLHF_LAB_REQUIRE names it."""
+    if present:
+        return
+    if name in os.environ.get("RLHF_LAB_REQUIRE", "").split(","):
+        pytest.fail(f"{reason} (RLHF_LAB_REQUIRE names '{name}')")
+    pytest.skip(reason)
+
+
+@pytest.fixture(scope="session")
+def repo() -> Path:
+    """The root of the repository."""
+    return ROOT
+
+
+@pytest.fixture
+def shared() -> Path:
+    """The folder of recorded data that some tests recompute published numbers from."""
+    folder = Path(os.environ.get("RLHF_LAB_SHARED", ROOT.parent / "shared"))
+    require("shared", folder.is_dir(), f"no recorded data at {folder}; set RLHF_LAB_SHARED")
+    return folder

@@ -1,0 +1,140 @@
+"""A reward model as a reward: it reads the sampled ids, or text by its own tokenizer with the EOS rule."""
+
+import random
+
+import pytest
+
+from rlhf_lab.errors import LabError
+from rlhf_lab.rewards import ModelReward, call_reward
+
+PROMPTS = ["w5 w6 w7", "w8", "w9 w10"]
+COMPLETIONS = ["w11", "w12 w13 w14", "w15 w16"]
+FINISHED = [True, False, True]
+PROMPT_IDS = [[5, 6, 7], [8], [9, 10]]
+REPLY_IDS = [[11, 1], [12, 13, 14], [15, 16, 1]]
+TEXT = {"prompts": PROMPTS, "completions": COMPLETIONS, "finished": FINISHED}
+IDS = {"prompt_ids": PROMPT_IDS, "completion_ids": REPLY_IDS}
+
+
+def close(values):
+    return pytest.approx(values, rel=1e-5, abs=1e-6)
+
+
+def test_ids_are_read_exactly_as_sampled(scorer, tokenizer, plain_score):
+    """Padding, unknown and EOS tokens inside the reply would not survive a trip through text."""
+    odd = [[11, 2, 0, 12, 1], [2], [1, 13]]
+    reward = ModelReward(scorer, tokenizer, tokenizer)
+    found = call_reward(reward, **(TEXT | {"prompt_ids": PROMPT_IDS, "completion_ids": odd}))
+    assert found == close(
+        [plain_score(prompt + reply) for prompt, reply in zip(PROMPT_IDS, odd, strict=True)]
+    )
+
+
+def test_text_gets_the_models_own_eos_if_and_only_if_finished(scorer, tokenizer, plain_score):
+    found = call_reward(ModelReward(scorer, tokenizer), **TEXT)
+    wanted = [plain_score(prompt + reply) for prompt, reply in zip(PROMPT_IDS, REPLY_IDS, strict=True)]
+    assert found == close(wanted)
+    unfinished = call_reward(ModelReward(scorer, tokenizer), **(TEXT | {"finished": [False] * 3}))
+    assert unfinished[0] == close(plain_score([5, 6, 7, 11]))  # the last real token, no EOS
+    assert unfinished[0] != close(found[0])
+    assert unfinished[1] == close(found[1])
+
+
+def test_another_vocabulary_goes_through_text(scorer, tokenizer, other_tokenizer, plain_score):
+    """The policy's ids mean other words to the reward model, so they must not be read."""
+    theirs = {
+        "prompt_ids": [other_tokenizer(text).input_ids for text in PROMPTS],
+        "completion_ids": [other_tokenizer(text).input_ids for text in COMPLETIONS],
+    }
+    reward = ModelReward(scorer, tokenizer, other_tokenizer)
+    wanted = [plain_score(prompt + reply) for prompt, reply in zip(PROMPT_IDS, REPLY_IDS, strict=True)]
+    assert call_reward(reward, **TEXT, **theirs) == close(wanted)
+
+
+def test_another_eos_goes_through_text(scorer, tokenizer, reward_dir, plain_score):
+    from rlhf_lab.models import load_tokenizer
+
+    policy_tokenizer = load_tokenizer(reward_dir)
+    policy_tokenizer.eos_token = "w29"  # same vocabulary, but its replies end otherwise
+    reward = ModelReward(scorer, tokenizer, policy_tokenizer)
+    sampled = {"prompt_ids": PROMPT_IDS, "completion_ids": [[11, 29], [12, 13, 14], [15, 16, 29]]}
+    wanted = [plain_score(prompt + reply) for prompt, reply in zip(PROMPT_IDS, REPLY_IDS, strict=True)]
+    assert call_reward(reward, **TEXT, **sampled) == close(wanted)
+
+
+def test_an_empty_unfinished_reply_is_read_at_the_prompts_end(scorer, tokenizer, plain_score):
+    found = ModelReward(scorer, tokenizer)(prompts=["w5 w6"], completions=[""], finished=[False])
+    assert found == close([plain_score([5, 6])])
+
+
+@pytest.mark.parametrize("batch_size", [1, 4, 64])
+def test_order_and_batching_change_nothing(scorer, tokenizer, plain_score, batch_size):
+    rng = random.Random(0)
+    prompts = [[rng.randrange(3, 30) for _ in range(rng.randrange(1, 20))] for _ in range(30)]
+    replies = [[rng.randrange(0, 30) for _ in range(rng.randrange(1, 20))] for _ in range(30)]
+    reward = ModelReward(scorer, tokenizer, tokenizer, batch_size=batch_size)
+    found = reward(prompt_ids=prompts, completion_ids=replies)
+    assert found == close(
+        [plain_score(prompt + reply) for prompt, reply in zip(prompts, replies, strict=True)]
+    )
+    assert found == reward(prompt_ids=prompts, completion_ids=replies)  # twice the same, to the bit
+
+
+def test_batches_hold_rows_of_like_length(scorer, tokenizer):
+    widths, rows = [], [[5] * length for length in (9, 2, 8, 3, 9, 2, 8, 3)]
+    hook = scorer.model.get_input_embeddings().register_forward_hook(
+        lambda module, args, out: widths.append(args[0].shape[1])
+    )
+    ModelReward(scorer, tokenizer, tokenizer, batch_size=2)(prompt_ids=rows, completion_ids=[[6]] * 8)
+    hook.remove()
+    assert sorted(widths) == [3, 4, 9, 10]
+
+
+def test_shift_is_subtracted(reward_dir, tokenizer):
+    from rlhf_lab.models import load_scorer
+
+    scorer = load_scorer(reward_dir, trainable=False)
+    before = ModelReward(scorer, tokenizer)(**TEXT)
+    scorer.shift = 2.0
+    assert ModelReward(scorer, tokenizer)(**TEXT) == close([score - 2 for score in before])
+
+
+def test_a_progress_bar_on_long_work_only(scorer, tokenizer, capfd):
+    reward = ModelReward(scorer, tokenizer, tokenizer, batch_size=1)
+    for rows in (20, 21):
+        reward(prompt_ids=[[5]] * rows, completion_ids=[[6]] * rows)
+        assert ("scoring" in capfd.readouterr().err) == (rows > 20)
+
+
+def test_no_gradient(scorer, tokenizer, reward_dir):
+    from rlhf_lab.models import load_scorer
+
+    trainable, seen = load_scorer(reward_dir), []
+    trainable.head.register_forward_hook(lambda module, args, out: seen.append(out.requires_grad))
+    ModelReward(trainable, tokenizer)(**TEXT)
+    assert seen == [False]
+
+
+def test_raises_where_the_replies_cannot_be_read(scorer, tokenizer, other_tokenizer):
+    without_end = {"prompts": PROMPTS, "completions": COMPLETIONS}
+    same, other = (ModelReward(scorer, tokenizer, policy) for policy in (tokenizer, other_tokenizer))
+    unknown = ModelReward(scorer, tokenizer)
+    for reward, given in (
+        (other, IDS),
+        (unknown, IDS),
+        (other, IDS | without_end),
+        (same, without_end),
+        (same, {}),
+    ):
+        with pytest.raises(LabError, match="cannot read these replies"):
+            reward(**given)
+    assert same(**IDS) == close(unknown(**TEXT))
+
+
+def test_no_replies(scorer, tokenizer):
+    assert ModelReward(scorer, tokenizer)(prompts=[], completions=[], finished=[]) == []
+
+
+def test_a_batch_size_below_one(scorer, tokenizer):
+    with pytest.raises(LabError, match="batch_size is 0"):
+        ModelReward(scorer, tokenizer, batch_size=0)
