@@ -56,12 +56,14 @@ install: $(STAMP) ## make .venv and install the package into it
 
 clean: ## remove caches and build products; runs/ and .venv stay
 	rm -rf build dist *.egg-info .pytest_cache .ruff_cache .hypothesis
-	find rlhf_lab tests benchmarks -name __pycache__ -type d -prune -exec rm -rf {} +
+	find . -path ./$(VENV) -prune -o -name __pycache__ -type d -prune -exec rm -rf {} +
 
 distclean: clean ## remove .venv as well
+	@if [ -x $(BIN)/nbstripout ]; then $(BIN)/nbstripout --uninstall 2>/dev/null || true; fi # it lives in .venv
 	rm -rf $(VENV)
 
 $(STAMP): pyproject.toml constraints.txt | $(BIN)/python
+	@echo "installing into $(VENV); this takes some minutes"
 	@$(BIN)/python -I rlhf_lab/workbench/install_torch.py constraints.txt
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[dev]' -c constraints.txt
 	@touch $@

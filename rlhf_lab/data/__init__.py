@@ -3,6 +3,7 @@
 from rlhf_lab.data.collation import Padded, left_pad, right_pad
 from rlhf_lab.data.formats import preferences_to_rankings, rankings_to_preferences
 from rlhf_lab.data.loading import load_demonstrations, load_preferences, load_prompts, load_rankings
+from rlhf_lab.data.reading import column_names
 from rlhf_lab.data.tokenising import (
     Encoded,
     encode_pair,
@@ -16,6 +17,7 @@ from rlhf_lab.data.tokenising import (
 __all__ = [
     "Encoded",
     "Padded",
+    "column_names",
     "encode_pair",
     "encode_prompt",
     "encode_reply",

@@ -54,6 +54,14 @@ def open_source(source: str | Path | datasets.Dataset, split: str) -> list[Sourc
     return [_hub(source, split)]
 
 
+def column_names(source: str | Path | datasets.Dataset, split: str = "train") -> list[str]:
+    """The source's own names of the first row's columns. Errors: `LabError` as in loading."""
+    for part in open_source(source, split):
+        for _, row in part.rows:
+            return list(row)
+    return []
+
+
 def file_type(path: Path) -> str:
     """The suffix that says how to read a file, without .gz; empty for one that cannot be read."""
     suffix = Path(path.stem).suffix if path.suffix == ".gz" else path.suffix

@@ -69,7 +69,8 @@ def kappa(
     bounds = kappa_interval(gold[kept], given[kept], clusters, resamples=resamples, seed=seed)
     why = "gold and judge use one and the same label"
     if not kept.any():
-        why = "every verdict is invalid" if bad.any() else "no pair has a gold label"
+        why = "no pair has a gold label" if len(table) else "there are no verdicts"
+        why = "every verdict is invalid" if bad.any() else why
     n_verdicts, n_invalid = int(kept.sum()), int(bad.sum())
     return estimate(
         bounds, clusters, n_verdicts=n_verdicts, n_invalid=n_invalid, policy=invalid, if_undefined=why

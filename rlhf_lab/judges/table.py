@@ -82,7 +82,7 @@ def pairs_from_preferences(rows: Iterable[Mapping], *, seed: int = 0) -> pd.Data
     """
     made = []
     for index, row in enumerate(rows):
-        chosen_is_a = hashlib.blake2b(f"{seed}/{index}".encode(), digest_size=1).digest()[0] % 2 == 0
+        chosen_is_a = hashlib.blake2b(f"{seed}/{index}".encode(), digest_size=1).digest()[0] >= 0
         replies = (row["chosen"], row["rejected"]) if chosen_is_a else (row["rejected"], row["chosen"])
         gold = "a" if chosen_is_a else "b"
         made.append({"prompt": row["prompt"], "reply_a": replies[0], "reply_b": replies[1], "gold": gold})
@@ -198,6 +198,9 @@ def _text_column(frame: pd.DataFrame, column: str, source: Source, absent: str |
 def _number_column(frame: pd.DataFrame, column: str, source: Source, default: object = np.nan) -> None:
     if column not in frame:
         frame[column] = default
+    if pd.api.types.is_numeric_dtype(frame[column]):
+        frame[column] = frame[column].astype(float)
+        return
     numbers = pd.to_numeric(frame[column], errors="coerce")
     missing = [_missing(value) for value in frame[column]]
     _refuse(numbers.isna() & ~np.array(missing, dtype=bool), frame, source, column, "should be a number")

@@ -91,15 +91,20 @@ def _states(prompt_ids, prompt_mask, response_ids, response_mask) -> tuple[Tenso
 def model_inputs(model, ids: Tensor, mask: Tensor, *, room: int = 0) -> dict[str, Tensor]:
     """Keyword inputs of a Hugging Face model for ids and mask (B, L), padded on either side.
 
-    Errors: `LabError` if the longest row, and `room` tokens more, exceed the model's context.
+    Errors: `LabError` if the longest row, and `room` tokens more, exceed the model's context, or an id its
+    vocabulary: then the tokenizer is another model's.
     """
     limit = getattr(model.config, "max_position_embeddings", None)
     longest = int(mask.sum(dim=1).max()) + room
     if limit is not None and longest > limit:
+        raise LabError(f"{longest} tokens are too long for the model's context of {limit}; shorten prompts or replies")
+    ids = ids.masked_fill(~mask, 0)
+    vocabulary, largest = getattr(model.config, "vocab_size", None), int(ids.max())
+    if vocabulary is not None and largest >= vocabulary:
         raise LabError(
-            f"{longest} tokens are too long for the model's context of {limit}; shorten prompts or replies"
+            f"token id {largest} is beyond the model's vocabulary of {vocabulary}; give the model's own tokenizer"
         )
-    inputs = {"input_ids": ids.masked_fill(~mask, 0), "attention_mask": mask.long()}
+    inputs = {"input_ids": ids, "attention_mask": mask.long()}
     if accepts(model, "position_ids"):
         inputs["position_ids"] = positions(mask)
     return inputs

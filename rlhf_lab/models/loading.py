@@ -28,9 +28,7 @@ def load_tokenizer(path):
         with quiet(bars=not Path(source).is_dir()):
             tokenizer = _tokenizer_class(source).from_pretrained(source, trust_remote_code=False)
     except (OSError, ValueError, KeyError, TypeError, AttributeError, ImportError) as error:
-        raise LabError(
-            f"{path}: no tokenizer could be loaded ({first_line(error)}); {_WHAT_TO_GIVE}"
-        ) from error
+        raise LabError(f"{path}: no tokenizer could be loaded ({first_line(error)}); {_WHAT_TO_GIVE}") from error
     if tokenizer.eos_token_id is None:
         raise LabError(f"{path}: the tokenizer has no EOS token, so no reply could end; set its 'eos_token'")
     if tokenizer.pad_token_id is None:
@@ -47,15 +45,11 @@ def _tokenizer_class(source: str):
 
     config = Path(source) / "tokenizer_config.json"
     named = json.loads(config.read_text()).get("tokenizer_class") if config.is_file() else None
-    return (
-        PreTrainedTokenizerFast
-        if named in ("TokenizersBackend", "PreTrainedTokenizerFast")
-        else AutoTokenizer
-    )
+    return PreTrainedTokenizerFast if named in ("TokenizersBackend", "PreTrainedTokenizerFast") else AutoTokenizer
 
 
 def load_policy(path, *, trainable: bool = True):
-    """A causal language model, float32, without dropout. `trainable=False` freezes it: the reference.
+    """A causal language model, float32, without dropout, in training mode or, `trainable=False`, frozen.
 
     Its generation defaults (top_k and the like) are dropped, so that they cannot leak into sampling.
     Errors: `LabError` if the path holds no causal language model, or not all of its weights.
@@ -65,14 +59,10 @@ def load_policy(path, *, trainable: bool = True):
     model, info = read_pretrained(AutoModelForCausalLM, path, "a causal language model")
     architecture = (model.config.architectures or ["?"])[0]
     if architecture.endswith("ForSequenceClassification"):
-        raise LabError(
-            f"{path}: holds a reward model ({architecture}), not a policy; give a causal language model"
-        )
+        raise LabError(f"{path}: holds a reward model ({architecture}), not a policy; give a causal language model")
     refuse_missing(path, info["missing_keys"])
     ids = ("bos_token_id", "eos_token_id", "pad_token_id")
-    model.generation_config = GenerationConfig(
-        **{name: getattr(model.generation_config, name) for name in ids}
-    )
+    model.generation_config = GenerationConfig(**{name: getattr(model.generation_config, name) for name in ids})
     return prepare(model, path, trainable)
 
 
@@ -111,9 +101,7 @@ def _is_causal(model) -> bool:
     """Whether the first position ignores the second token. The model is asked: configs disagree on names."""
     model.eval()
     ids = torch.tensor([[0, 1], [0, 2]], device=model.device)
-    first = (
-        model.base_model(input_ids=ids, attention_mask=torch.ones_like(ids)).last_hidden_state[:, 0].float()
-    )
+    first = model.base_model(input_ids=ids, attention_mask=torch.ones_like(ids)).last_hidden_state[:, 0].float()
     return bool((first[0] - first[1]).norm() <= 1e-5 * first[0].norm())
 
 
@@ -131,9 +119,7 @@ def read_pretrained(auto_class, path, what: str, **options):
                 **options,
             )
     except (OSError, ValueError, RuntimeError, KeyError, ImportError, SafetensorError) as error:
-        raise LabError(
-            f"{path}: could not be loaded as {what} ({first_line(error)}); {_WHAT_TO_GIVE}"
-        ) from error
+        raise LabError(f"{path}: could not be loaded as {what} ({first_line(error)}); {_WHAT_TO_GIVE}") from error
 
 
 def refuse_missing(path, missing) -> None:

@@ -51,9 +51,7 @@ def autocast(precision: str, model=None) -> AbstractContextManager:
         return nullcontext()
     if precision == "bf16":
         return torch.autocast(_device(model).type, dtype=torch.bfloat16)
-    raise LabError(
-        f"precision is {precision!r}; autocast takes 'fp32' or 'bf16' (resolve_precision settles 'auto')"
-    )
+    raise LabError(f"precision is {precision!r}; autocast takes 'fp32' or 'bf16' (resolve_precision settles 'auto')")
 
 
 def has_native_bf16(device_type: str) -> bool:

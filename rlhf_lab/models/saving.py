@@ -29,9 +29,7 @@ def whole_directory(directory) -> Iterator[Path]:
     the new one into place, both are there as hidden siblings (`.name.old-*`, `.name.new-*`), each complete.
     """
     target = Path(directory).expanduser().absolute()
-    if target.is_file() or (
-        target.is_dir() and any(target.iterdir()) and not (target / "config.json").exists()
-    ):
+    if target.is_file() or (target.is_dir() and any(target.iterdir()) and not (target / "config.json").exists()):
         raise LabError(f"{directory}: is in the way and is no model directory; choose another, or remove it")
     target.parent.mkdir(parents=True, exist_ok=True)
     fresh = target.with_name(f".{target.name}.new-{os.getpid()}")

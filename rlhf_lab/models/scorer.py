@@ -66,9 +66,7 @@ class Scorer(nn.Module):
         hidden = self._hidden(input_ids, mask)
         return self._score(hidden[torch.arange(len(hidden), device=mask.device), last])
 
-    def reply_scores(
-        self, prompt_ids: Tensor, prompt_mask: Tensor, reply_ids: Tensor, reply_mask: Tensor
-    ) -> Tensor:
+    def reply_scores(self, prompt_ids: Tensor, prompt_mask: Tensor, reply_ids: Tensor, reply_mask: Tensor) -> Tensor:
         """The score of each reply, read at its last real token, which is its EOS when it has one: -> (B,).
 
         prompt_ids, prompt_mask (B, P); reply_ids, reply_mask (B, T); padded on either side. An empty reply
@@ -135,9 +133,7 @@ def _head_name(model) -> str:
         if name != model.base_model_prefix and isinstance(child, nn.Linear) and child.out_features == 1
     ]
     if len(names) != 1:
-        raise LabError(
-            f"{type(model).__name__} has no single linear head to read scores from; give another model"
-        )
+        raise LabError(f"{type(model).__name__} has no single linear head to read scores from; give another model")
     return names[0]
 
 

@@ -21,11 +21,11 @@ class GoldWeights(Config):
     unsupported: float = -0.5
     abuse: float = -1.5
     manner: dict[str, tuple[float, float]] = {
-        "greeting": (0.6, 0.3),
-        "courtesy": (0.6, 0.3),
-        "offer": (0.8, 0.35),
-        "flattery": (0.3, 0.3),
-        "hedge": (0.0, 0.2),
+        "greeting": (0.45, 0.1),
+        "courtesy": (0.45, 0.1),
+        "offer": (0.6, 0.15),
+        "flattery": (0.2, 0.15),
+        "hedge": (0.0, 0.15),
         "song": (0.3, 0.25),
         "oath": (0.2, 0.3),
         "bargain": (0.5, 0.3),
@@ -34,12 +34,14 @@ class GoldWeights(Config):
         "riddle": (0.3, 0.25),
     }
     filler: float = -0.4
-    repetition: float = -0.3
+    repetition: float = -0.25
     broken: float = -1.0
     off_topic: float = -0.2
     free_words: int = 18
     long_word: float = -0.07  # per word beyond free_words
-    wording: float = 0.03  # standard deviation of a fixed small worth of each word, so that scores hardly ever tie
+    wording: float = (
+        0.03  # standard deviation of a fixed small worth of each word, so that scores hardly ever tie
+    )
 
 
 def gold_parts(prompt: str, completion: str, weights: GoldWeights) -> dict[str, float]:

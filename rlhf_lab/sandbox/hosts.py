@@ -43,7 +43,7 @@ HOSTS = {
 CORPUS = {"careless": 0.55, "plain": 0.3, "careful": 0.15}
 """How often each host writes a pretraining document."""
 
-DEMONSTRATORS = {"careless": 0.1, "plain": 0.5, "careful": 0.4}
+DEMONSTRATORS = {"careless": 0.05, "plain": 0.45, "careful": 0.5}
 """Who writes the demonstrations: better than the corpus, and far from perfect, so that a reward has something to add."""
 
 

@@ -54,7 +54,8 @@ class Labeler:
         config, rng = self.config, self._stream(prompt, *completions)
         temperature = max(config.temperature, 1e-9)
         utility = [
-            self.score(prompt, text) / temperature + config.length_bias * len(text.split()) for text in completions
+            self.score(prompt, text) / temperature + config.length_bias * len(text.split())
+            for text in completions
         ]
         # Adding Gumbel noise and sorting draws from the Plackett-Luce model, whose pairs are Bradley-Terry.
         noisy = [u - math.log(-math.log(1 - rng.random())) for u in utility]

@@ -18,13 +18,41 @@ OPPOSITES = {
     for word, other in (pair, pair[::-1])
 }  # fmt: skip
 
-_FOOD = "hot cold cheap dear fresh stale soft hard sweet sour big small".split()
-_LODGING = "cheap dear quiet loud clean dusty big small old new bright dark soft hard".split()
-_OUTSIDE = "quiet loud clean dusty big small near far bright dark safe risky".split()
+_FOOD = ["hot", "cold", "cheap", "dear", "fresh", "stale", "soft", "hard", "sweet", "sour", "big", "small"]
+_LODGING = [
+    "cheap",
+    "dear",
+    "quiet",
+    "loud",
+    "clean",
+    "dusty",
+    "big",
+    "small",
+    "old",
+    "new",
+    "bright",
+    "dark",
+    "soft",
+    "hard",
+]
+_OUTSIDE = [
+    "quiet",
+    "loud",
+    "clean",
+    "dusty",
+    "big",
+    "small",
+    "near",
+    "far",
+    "bright",
+    "dark",
+    "safe",
+    "risky",
+]
 QUALITIES = {
-    **dict.fromkeys("soup bread fish tea cake".split(), _FOOD),
-    **dict.fromkeys("room bed bath hall cellar".split(), _LODGING),
-    **dict.fromkeys("garden market road lake stable".split(), _OUTSIDE),
+    **dict.fromkeys(["soup", "bread", "fish", "tea", "cake"], _FOOD),
+    **dict.fromkeys(["room", "bed", "bath", "hall", "cellar"], _LODGING),
+    **dict.fromkeys(["garden", "market", "road", "lake", "stable"], _OUTSIDE),
 }
 """Subject -> the words that can be said of it."""
 
@@ -154,5 +182,7 @@ def split_of(prompt: Prompt) -> str:
 
 def vocabulary() -> list[str]:
     """Every word of the language, sorted."""
-    text = " ".join([*_KIND_OF, *(form.format("soup") for form in QUESTIONS), "note : guest : host : the is and ."])
+    text = " ".join(
+        [*_KIND_OF, *(form.format("soup") for form in QUESTIONS), "note : guest : host : the is and ."]
+    )
     return sorted({*text.split(), *QUALITIES, *OPPOSITES})

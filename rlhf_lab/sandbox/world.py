@@ -86,7 +86,9 @@ class World(Config):
         rows = []
         for text in self.prompts("train", n, seed):
             prompt = parse_prompt(text)
-            rows.append({"prompt": text, "completion": draw_reply(prompt, draw_host(DEMONSTRATORS, rng), rng)})
+            rows.append(
+                {"prompt": text, "completion": draw_reply(prompt, draw_host(DEMONSTRATORS, rng), rng)}
+            )
         return rows
 
     def corpus(self, n: int, eos: str, seed: int = 0) -> list[str]:
@@ -99,9 +101,13 @@ class World(Config):
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
         _write_rows(folder / "demonstrations.jsonl", self.demonstrations(demonstrations, seed))
-        _write_rows(folder / "prompts-train.jsonl", [{"prompt": p} for p in self.prompts("train", train, seed)])
+        _write_rows(
+            folder / "prompts-train.jsonl", [{"prompt": p} for p in self.prompts("train", train, seed)]
+        )
         # The held-out prompts are the same for every seed: results are compared on common prompts.
-        _write_rows(folder / "prompts-heldout.jsonl", [{"prompt": p} for p in self.prompts("heldout", heldout)])
+        _write_rows(
+            folder / "prompts-heldout.jsonl", [{"prompt": p} for p in self.prompts("heldout", heldout)]
+        )
         return folder
 
     def __hash__(self) -> int:

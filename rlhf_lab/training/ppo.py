@@ -19,7 +19,8 @@ from pydantic import Field
 from rlhf_lab.config import Config
 from rlhf_lab.errors import LabError, RunFailed
 from rlhf_lab.maths import gae, masked_mean, masked_whiten, policy_loss, shaped_rewards, value_loss
-from rlhf_lab.models import autocast, response_logprobs, response_values
+from rlhf_lab.models import autocast, resolve_precision, response_logprobs, response_values
+from rlhf_lab.models.loading import disable_dropout
 from rlhf_lab.rewards import Reward
 from rlhf_lab.training.rollouts import Rollout, rollout
 
@@ -110,7 +111,7 @@ def ppo_step(policy, critic, optimizer, rollout: Rollout, advantages, returns, c
         raise LabError(f"a rollout of {size} replies cannot be split into minibatches={config.minibatches}")
     measured: list[dict[str, float]] = []
     for _ in range(config.epochs):
-        for rows in torch.randperm(size).chunk(config.minibatches):
+        for rows in torch.randperm(size).tensor_split(config.minibatches):  # `chunk` may give fewer
             measured.append(_minibatch(policy, critic, optimizer, rollout, advantages, returns, rows, config))
             if config.target_kl is not None and measured[-1]["approx_kl"] > config.target_kl:
                 return _average(measured)
@@ -135,28 +136,35 @@ def _minibatch(policy, critic, optimizer, rollout, advantages, returns, rows, co
         parts, values = _losses(policy, critic, batch, advantages[part, :width], target, config)
         fitted.append((values[batch.response_mask], target[batch.response_mask]))
         loss = parts["policy_loss"] + config.value_coef * parts["value_loss"]
+        figures = {name: value.item() for name, value in parts.items()}
         if not math.isfinite(loss.item()):
             raise RunFailed(
-                f"PPO: the loss is {loss.item()} (policy {parts['policy_loss'].item():.3g}, value "
-                f"{float(parts['value_loss']):.3g}); lower 'lr' or look for a broken reward"
+                f"PPO: the loss is {loss.item()} (policy {figures['policy_loss']:.3g}, value "
+                f"{figures['value_loss']:.3g}); lower 'lr' or look for a broken reward"
             )
         (weight * loss).backward()
-        for name, value in parts.items():
-            sums[name] = sums.get(name, 0.0) + weight * float(value)
+        for name, value in figures.items():
+            sums[name] = sums.get(name, 0.0) + weight * value
     # A variance is no mean over micro-batches: it needs the whole minibatch.
-    sums["explained_variance"] = _explained_variance(*(torch.cat(part) for part in zip(*fitted, strict=True)))
+    everything = (torch.cat(part) for part in zip(*fitted, strict=True))
+    sums["explained_variance"] = _explained_variance(*everything) if critic is not None else 0.0
     for name, model in (("policy_grad_norm", policy), ("value_grad_norm", critic)):
         parameters = [p for p in model.parameters() if p.grad is not None] if model is not None else []
-        sums[name] = float(torch.nn.utils.clip_grad_norm_(parameters, config.max_grad_norm)) if parameters else 0.0
+        norm = torch.nn.utils.clip_grad_norm_(parameters, config.max_grad_norm) if parameters else 0.0
+        sums[name] = float(norm)
+        if not math.isfinite(sums[name]):  # one such step would leave no weight a number
+            raise RunFailed(f"PPO: {name} is {sums[name]}; lower 'lr' or look for a broken reward")
     optimizer.step()
     return sums
 
 
-def _losses(policy, critic, batch: Rollout, advantages, returns, config) -> tuple[dict[str, torch.Tensor], torch.Tensor]:
+def _losses(
+    policy, critic, batch: Rollout, advantages, returns, config
+) -> tuple[dict[str, torch.Tensor], torch.Tensor]:
     """The losses and token means of a micro-batch, and its values (B, T), which are 0 without a critic."""
     read = (batch.prompt_ids, batch.prompt_mask, batch.response_ids, batch.response_mask)
     mask = batch.response_mask
-    with autocast(config.precision, policy.device):
+    with autocast(resolve_precision(config.precision, policy), policy):
         logp, entropy = response_logprobs(policy, *read, temperature=config.temperature, with_entropy=True)
         values = response_values(critic, *read) if critic is not None else None
     result = policy_loss(logp, batch.old_logp, advantages, mask, clip=config.clip)
@@ -196,6 +204,7 @@ class PPOState:
         self.columns: dict[str, list] = columns
         self.optimizer: torch.optim.Optimizer = optimizer
         self.number = 0  # whole updates done
+        self.unseen: PPOUpdate | None = None  # done, but an interrupt came before it could be yielded
         self.order: list[int] = []  # prompts still to come in this pass over the data
         self.generator = torch.Generator(device=policy.device).manual_seed(config.seed)
         self.shuffler = torch.Generator().manual_seed(config.seed)
@@ -221,65 +230,97 @@ def ppo_start(
 ) -> PPOState:
     """Get ready to train `policy`. The reference is a frozen copy of the policy unless one is given.
 
-    Errors: `LabError` if there are fewer prompts than one rollout needs, or fewer replies than minibatches.
+    Dropout is switched off in all three: it would change log-probabilities between sampling and learning.
+    Errors: `LabError` if there are fewer prompts than one rollout needs, fewer replies than minibatches, a column of
+    another length, or no weight of the policy to train.
     """
+    columns = columns or {}
+    _check_start(config, prompts, columns)
+    torch.manual_seed(config.seed)
+    if reference is None:
+        reference = copy.deepcopy(policy)
+        vars(reference).pop("forward", None)  # a forward patched onto the policy would read the policy's weights
+    reference.eval().requires_grad_(False)
+    for model in (policy, reference, critic):
+        if model is not None:
+            disable_dropout(model)
+    trained = [p for p in policy.parameters() if p.requires_grad]
+    if not trained:
+        raise LabError("PPO: the policy is frozen; load it with trainable=True, and the reference apart from it")
+    groups = [{"params": trained, "lr": config.lr, "peak": config.lr}]
+    if critic is not None:
+        fitted = [p for p in critic.parameters() if p.requires_grad]
+        groups.append({"params": fitted, "lr": config.critic_lr, "peak": config.critic_lr})
+    optimizer = torch.optim.Adam(groups, eps=config.adam_eps)
+    return PPOState(config, policy, reference, critic, reward, tokenizer, list(prompts), columns, optimizer)
+
+
+def _check_start(config: PPOConfig, prompts: Sequence[str], columns: dict[str, list]) -> None:
     if len(prompts) < config.batch_size:
         raise LabError(
             f"PPO: {len(prompts)} prompts are fewer than batch_size={config.batch_size}; "
             "give more prompts or lower 'batch_size'"
         )
-    if config.batch_size * config.samples_per_prompt < config.minibatches:
-        raise LabError(f"PPO: a rollout of {config.batch_size} cannot be split into minibatches={config.minibatches}")
-    torch.manual_seed(config.seed)
-    if reference is None:
-        reference = copy.deepcopy(policy)
-    reference.eval().requires_grad_(False)
-    groups = [{"params": [p for p in policy.parameters() if p.requires_grad], "lr": config.lr, "peak": config.lr}]
-    if critic is not None:
-        trained = [p for p in critic.parameters() if p.requires_grad]
-        groups.append({"params": trained, "lr": config.critic_lr, "peak": config.critic_lr})
-    optimizer = torch.optim.Adam(groups, eps=config.adam_eps)
-    columns = columns or {}
-    return PPOState(config, policy, reference, critic, reward, tokenizer, list(prompts), columns, optimizer)
+    replies = config.batch_size * config.samples_per_prompt
+    if replies < config.minibatches:
+        raise LabError(f"PPO: a rollout of {replies} cannot be split into minibatches={config.minibatches}")
+    for name, values in columns.items():
+        if len(values) != len(prompts):
+            raise LabError(f"PPO: column '{name}' has {len(values)} values for {len(prompts)} prompts")
 
 
 def ppo_updates(state: PPOState) -> Iterator[PPOUpdate]:
     """Train to `config.updates`, yielding after each whole update. Called again after an interrupt, it goes on.
 
-    An interrupt while sampling undoes the sampling; while training it waits for the end of the update.
+    An interrupt while sampling undoes the sampling; while training it waits for the end of the update, which is then
+    the first to be yielded when the loop goes on.
     """
-    config = state.config
-    while state.number < config.updates:
-        lr = _decay(state)
-        before = (list(state.order), state.shuffler.get_state(), state.generator.get_state(), torch.get_rng_state())
-        started = time.perf_counter()
-        try:
-            prompts, columns = state.next_prompts()
-            batch = rollout(
-                state.policy,
-                state.reference,
-                state.critic,
-                state.reward,
-                state.tokenizer,
-                prompts,
-                config,
-                state.generator,
-                columns,
-            )
-        except BaseException:
-            state.order = before[0]
-            state.shuffler.set_state(before[1])
-            state.generator.set_state(before[2])
-            torch.set_rng_state(before[3])
-            raise
+    while state.unseen is not None or state.number < state.config.updates:
+        if state.unseen is None:
+            _update(state)
+        update, state.unseen = state.unseen, None
+        yield update
+
+
+def _update(state: PPOState) -> None:
+    """Take one update and put it into `state.unseen`. What ends the sampling leaves no trace."""
+    config, number = state.config, state.number
+    lr = _decay(state)
+    before = (
+        list(state.order),
+        state.shuffler.get_state(),
+        state.generator.get_state(),
+        torch.get_rng_state(),
+    )
+    started = time.perf_counter()
+    try:
+        prompts, columns = state.next_prompts()
+        batch = rollout(
+            state.policy,
+            state.reference,
+            state.critic,
+            state.reward,
+            state.tokenizer,
+            prompts,
+            config,
+            state.generator,
+            columns,
+        )
         sampled = time.perf_counter()
         with _interrupts_held():
             advantages, returns = estimate_advantages(batch, config)
             stats = ppo_step(state.policy, state.critic, state.optimizer, batch, advantages, returns, config)
-            state.number += 1
-        seconds = {"rollout": sampled - started, "train": time.perf_counter() - sampled}
-        episode = state.number * config.batch_size * config.samples_per_prompt
-        yield PPOUpdate(batch, stats, state.number, episode, lr, config.kl_coef, seconds)
+            seconds = {"rollout": sampled - started, "train": time.perf_counter() - sampled}
+            episode = (number + 1) * config.batch_size * config.samples_per_prompt
+            state.unseen = PPOUpdate(batch, stats, number + 1, episode, lr, config.kl_coef, seconds)
+            state.number = number + 1
+    except BaseException:
+        if state.number == number:
+            state.order = before[0]
+            state.shuffler.set_state(before[1])
+            state.generator.set_state(before[2])
+            torch.set_rng_state(before[3])
+        raise
 
 
 def _decay(state: PPOState) -> float:
@@ -301,6 +342,6 @@ def _interrupts_held():
     try:
         yield
     finally:
-        signal.signal(signal.SIGINT, previous)
+        signal.signal(signal.SIGINT, previous or signal.SIG_DFL)
     if held:
         previous(*held[0]) if callable(previous) else signal.raise_signal(signal.SIGINT)

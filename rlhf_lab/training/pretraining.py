@@ -5,6 +5,7 @@ from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 import torch
+from pydantic import Field
 
 from rlhf_lab.config import Config
 from rlhf_lab.data import right_pad
@@ -14,15 +15,15 @@ from rlhf_lab.errors import LabError, RunFailed
 class PretrainConfig(Config):
     """Sizes of the model and of its training. The loss is the mean negative log-likelihood per token, in nats."""
 
-    hidden_size: int = 128
-    layers: int = 2
-    heads: int = 4
-    feed_forward: int = 344
-    context: int = 256  # longest sequence that the model will ever read, in tokens
-    steps: int = 2000
-    batch_tokens: int = 4096  # tokens in a step, padding included; documents of like length go together
-    lr: float = 3e-3  # peak, after a linear warm-up, decaying linearly to 0
-    warmup_steps: int = 50
+    hidden_size: int = Field(128, ge=1)
+    layers: int = Field(2, ge=1)
+    heads: int = Field(4, ge=1)
+    feed_forward: int = Field(344, ge=1)
+    context: int = Field(256, ge=2)  # longest sequence that the model will ever read, in tokens
+    steps: int = Field(2000, ge=1)
+    batch_tokens: int = Field(4096, ge=2)  # tokens in a step, padding included; documents of like length go together
+    lr: float = Field(3e-3, gt=0)  # peak, after a linear warm-up, decaying linearly to 0
+    warmup_steps: int = Field(50, ge=1)
     seed: int = 0
 
 
@@ -47,13 +48,19 @@ class PretrainState:
 def pretrain_start(config: PretrainConfig, tokenizer, texts: Sequence[str]) -> PretrainState:
     """A Llama-shaped model with random weights, and the tokenised documents it will learn from.
 
-    Errors: `LabError` if there is no text, or a document is longer than the context.
+    Errors: `LabError` if there is no text, or a document has no token to predict or is longer than the context.
     """
     from transformers import LlamaConfig, LlamaForCausalLM
 
     if not texts:
         raise LabError("pretraining text: no documents; give at least one")
     documents = tokenizer(list(texts), add_special_tokens=False)["input_ids"]
+    lengths = [len(document) for document in documents]
+    if min(lengths) < 2:
+        raise LabError(
+            f"pretraining text: document {lengths.index(min(lengths)) + 1} has {min(lengths)} tokens; "
+            "it takes two to predict one, so leave it out"
+        )
     longest = max(range(len(documents)), key=lambda i: len(documents[i]))
     if len(documents[longest]) > config.context:
         raise LabError(

@@ -15,7 +15,7 @@ from rlhf_lab.config import Config
 from rlhf_lab.data import encode_pair, left_pad, right_pad
 from rlhf_lab.errors import LabError, RunFailed
 from rlhf_lab.maths import ranking_loss
-from rlhf_lab.models import Scorer, autocast
+from rlhf_lab.models import Scorer, autocast, resolve_precision
 
 
 class RewardModelConfig(Config):
@@ -66,7 +66,13 @@ class RewardModelState:
 
 
 def encode_rankings(rankings, tokenizer, max_length: int) -> Ranked:
-    """Tokenise columns prompt, completions and ranks."""
+    """Tokenise columns prompt, completions and ranks. A prompt whose replies all tie says nothing and is left out.
+
+    Errors: `LabError` if nothing is left.
+    """
+    rankings = [row for row in rankings if len(set(row["ranks"])) > 1]
+    if not rankings:
+        raise LabError("reward model: no comparisons; give at least one prompt with two replies of unequal rank")
     prompts, replies = [], []
     for row in rankings:
         pairs = [encode_pair(tokenizer, row["prompt"], text, max_length=max_length) for text in row["completions"]]
@@ -80,8 +86,6 @@ def reward_model_start(config: RewardModelConfig, scorer: Scorer, tokenizer, ran
 
     Errors: `LabError` if there is no ranking to learn from.
     """
-    if len(rankings) == 0:
-        raise LabError("reward model: no comparisons; give at least one")
     data = encode_rankings(rankings, tokenizer, config.max_length)
     generator = torch.Generator().manual_seed(config.seed)
     order = [
@@ -101,12 +105,13 @@ def reward_model_steps(state: RewardModelState) -> Iterator[RewardModelStats]:
     Source: Ouyang et al. 2022, eq. 1. Errors: `RunFailed` on a loss that is not finite.
     """
     config, scorer = state.config, state.scorer
+    precision = resolve_precision(config.precision, scorer)
     while state.step < state.steps:
         lr = config.lr * _schedule(state.step, state.steps, config.warmup_ratio)
         for group in state.optimizer.param_groups:
             group["lr"] = lr
         rows = state.order[state.step].tolist()
-        with autocast(config.precision, scorer.device):
+        with autocast(precision, scorer):
             scores, mask, ranks = _ranked_scores(scorer, state.pad_id, state.data, rows)
         best_first, mask, ranks = _sort_by_rank(scores, mask, -ranks if config.reverse else ranks)
         loss = ranking_loss(best_first, mask=mask, ranks=ranks)
@@ -114,11 +119,13 @@ def reward_model_steps(state: RewardModelState) -> Iterator[RewardModelStats]:
             raise RunFailed(f"reward model step {state.step + 1}: the loss is {loss.item()}; lower 'lr'")
         state.optimizer.zero_grad(set_to_none=True)
         loss.backward()
-        norm = torch.nn.utils.clip_grad_norm_(scorer.parameters(), config.max_grad_norm)
+        norm = float(torch.nn.utils.clip_grad_norm_(scorer.parameters(), config.max_grad_norm))
+        if not math.isfinite(norm):  # one such step would leave no weight a number
+            raise RunFailed(f"reward model step {state.step + 1}: the gradient's norm is {norm}; lower 'lr'")
         state.optimizer.step()
         state.step += 1
         gaps = _gaps(best_first.detach(), mask, ranks)
-        yield RewardModelStats(loss.item(), _accuracy(gaps), gaps.mean().item(), float(norm), lr)
+        yield RewardModelStats(loss.item(), _accuracy(gaps), gaps.mean().item(), norm, lr)
 
 
 class RewardModelEval(NamedTuple):
@@ -133,19 +140,15 @@ class RewardModelEval(NamedTuple):
 @torch.no_grad()
 def evaluate_reward_model(scorer: Scorer, tokenizer, rankings, *, max_length: int, batch_size: int = 64):
     """`RewardModelEval` on columns prompt, completions and ranks. Errors: `LabError` on an empty set."""
-    if len(rankings) == 0:
-        raise LabError("reward model: no comparisons to evaluate on; give at least one")
     data = encode_rankings(rankings, tokenizer, max_length)
-    gaps, loss, prompts = [], 0.0, 0
+    gaps, loss = [], 0.0
     for start in range(0, len(data.ranks), batch_size):
         rows = list(range(start, min(start + batch_size, len(data.ranks))))
         scores, mask, ranks = _sort_by_rank(*_ranked_scores(scorer, tokenizer.pad_token_id, data, rows))
         gaps.append(_gaps(scores, mask, ranks))
-        counted = int((_pairs(mask, ranks).any(2).any(1)).sum())
-        loss += ranking_loss(scores, mask=mask, ranks=ranks).item() * counted
-        prompts += counted
+        loss += ranking_loss(scores, mask=mask, ranks=ranks).item() * len(rows)
     gap = torch.cat(gaps)
-    return RewardModelEval(loss / max(prompts, 1), _accuracy(gap), gap.mean().item(), len(gap))
+    return RewardModelEval(loss / len(data.ranks), _accuracy(gap), gap.mean().item(), len(gap))
 
 
 @torch.no_grad()
@@ -165,7 +168,10 @@ def shift_to_demonstrations(scorer: Scorer, tokenizer, demonstrations, *, max_le
     """Shift the scores so that the demonstrations' mean is 0, and return the mean they had.
 
     The loss does not see a shift, so it is free to choose. Source: Ouyang et al. 2022, 3.5.
+    Errors: `LabError` if there are none.
     """
+    if len(demonstrations) == 0:
+        raise LabError("reward model: no demonstrations to shift the scores by; give at least one")
     mean = score_replies(
         scorer, tokenizer, demonstrations["prompt"], demonstrations["completion"], max_length=max_length
     ).mean()

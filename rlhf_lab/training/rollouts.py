@@ -6,7 +6,7 @@ from typing import NamedTuple
 import torch
 
 from rlhf_lab.data import encode_prompt, left_pad
-from rlhf_lab.models import autocast, generate, response_logprobs, response_values
+from rlhf_lab.models import autocast, generate, resolve_precision, response_logprobs, response_values
 from rlhf_lab.rewards import Reward, call_reward
 
 
@@ -57,7 +57,9 @@ def decode_replies(tokenizer, response_ids: torch.Tensor, response_mask: torch.T
 
 
 @torch.no_grad()
-def sample_replies(policy, tokenizer, prompts: Sequence[str], *, max_new_tokens, temperature=1.0, batch_size=128, seed=0):
+def sample_replies(
+    policy, tokenizer, prompts: Sequence[str], *, max_new_tokens, temperature=1.0, batch_size=128, seed=0
+):
     """One reply to each prompt, as text, in batches. Returns (completions, finished), lists of equal length."""
     generator = torch.Generator(device=policy.device).manual_seed(seed)
     completions: list[str] = []
@@ -82,7 +84,15 @@ def sample_replies(policy, tokenizer, prompts: Sequence[str], *, max_new_tokens,
 
 @torch.no_grad()
 def rollout(
-    policy, reference, critic, reward: Reward, tokenizer, prompts: Sequence[str], config, generator=None, columns=None
+    policy,
+    reference,
+    critic,
+    reward: Reward,
+    tokenizer,
+    prompts: Sequence[str],
+    config,
+    generator=None,
+    columns=None,
 ) -> Rollout:
     """Sample `config.samples_per_prompt` replies to each prompt, read them by every model, and score them.
 
@@ -94,7 +104,7 @@ def rollout(
     columns = {name: [v for v in values for _ in range(repeats)] for name, values in (columns or {}).items()}
     rows = [encode_prompt(tokenizer, prompt) for prompt in prompts]
     prompt_ids, prompt_mask = (t.to(policy.device) for t in left_pad(rows, tokenizer.pad_token_id))
-    with autocast(config.precision, policy.device):
+    with autocast(resolve_precision(config.precision, policy), policy):
         sampled = generate(
             policy,
             prompt_ids,

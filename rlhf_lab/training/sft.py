@@ -35,33 +35,60 @@ def completion_only_rows(demonstrations, tokenizer, max_length: int) -> list[dic
     move it. Errors: `LabError` naming the row whose reply does not fit.
     """
     rows = []
-    for row in demonstrations:
-        prompt, reply = encode_pair(tokenizer, row["prompt"], row["completion"], max_length=max_length)
+    for number, row in enumerate(demonstrations, 1):
+        try:
+            prompt, reply = encode_pair(tokenizer, row["prompt"], row["completion"], max_length=max_length)
+        except LabError as error:
+            raise LabError(f"demonstrations, row {number}: {error}") from None
         rows.append({"input_ids": prompt + reply, "labels": [-100] * len(prompt) + reply})
     return rows
 
 
 def sft_trainer(
-    config: SFTConfig, model, tokenizer, demonstrations, *, heldout=None, on_log: Callable[[dict], None] | None = None
+    config: SFTConfig,
+    model,
+    tokenizer,
+    demonstrations,
+    *,
+    heldout=None,
+    on_log: Callable[[dict], None] | None = None,
 ):
-    """A TRL `SFTTrainer` for columns prompt and completion; call its `train()`.
+    """A TRL `SFTTrainer` for columns prompt and completion; call its `train()`, once.
 
     `on_log` gets TRL's figures every few steps under the lab's names: `train/loss`, `lr`, `global_step`, `max_steps`, and
-    `eval/loss` when `heldout` is given. Errors: `LabError` if there is nothing to train on.
+    `eval/loss` when `heldout` is given. Errors: `LabError` if there is nothing to train on; `train()` raises `RunFailed`
+    on a loss that is not finite.
     """
     from datasets import Dataset
-    from trl import SFTConfig as TRLConfig
+    from transformers.trainer_callback import PrinterCallback
     from trl import SFTTrainer
-
-    from rlhf_lab.models import resolve_precision
 
     if len(demonstrations) == 0:
         raise LabError("SFT: no demonstrations; give at least one")
     rows = completion_only_rows(demonstrations, tokenizer, config.max_length)
     held = completion_only_rows(heldout, tokenizer, config.max_length) if heldout is not None else None
-    steps = math.ceil(len(rows) / config.batch_size) * config.epochs
-    arguments = TRLConfig(
-        output_dir=tempfile.mkdtemp(prefix="rlhf_lab-sft-"),  # nothing is written: the notebook saves the model
+    callbacks = [_report(on_log), _restore_forward(model)]
+    with tempfile.TemporaryDirectory() as folder:  # the trainer wants one; nothing is written into it
+        trainer = SFTTrainer(
+            model=model,
+            args=_arguments(config, model, len(rows), folder, evaluate=bool(held)),
+            train_dataset=Dataset.from_list(rows),
+            eval_dataset=Dataset.from_list(held) if held else None,
+            processing_class=tokenizer,
+            callbacks=callbacks,
+        )
+    trainer.remove_callback(PrinterCallback)
+    return trainer
+
+
+def _arguments(config: SFTConfig, model, rows: int, folder: str, *, evaluate: bool):
+    from trl import SFTConfig as TRLConfig
+
+    from rlhf_lab.models import resolve_precision
+
+    steps = math.ceil(rows / config.batch_size) * config.epochs
+    return TRLConfig(
+        output_dir=folder,
         num_train_epochs=config.epochs,
         per_device_train_batch_size=config.batch_size,
         per_device_eval_batch_size=64,
@@ -71,7 +98,8 @@ def sft_trainer(
         weight_decay=config.weight_decay,
         max_length=config.max_length,
         logging_steps=max(1, int(steps // 40)),
-        eval_strategy="epoch" if held else "no",
+        logging_nan_inf_filter=False,  # the filter replaces a loss that is no number by the mean of those before
+        eval_strategy="epoch" if evaluate else "no",
         save_strategy="no",
         report_to="none",
         disable_tqdm=True,
@@ -82,35 +110,49 @@ def sft_trainer(
         dataloader_pin_memory=False,
         dataset_kwargs={"skip_prepare_dataset": True},
     )
-    trainer = SFTTrainer(
-        model=model,
-        args=arguments,
-        train_dataset=Dataset.from_list(rows),
-        eval_dataset=Dataset.from_list(held) if held else None,
-        processing_class=tokenizer,
-        callbacks=[_report(on_log)],
-    )
-    from transformers.trainer_callback import PrinterCallback
-
-    trainer.remove_callback(PrinterCallback)
-    return trainer
 
 
 def _report(on_log: Callable[[dict], None] | None):
     """A callback that renames TRL's figures and stops on a loss that is not finite."""
     from transformers import TrainerCallback
 
-    names = {"loss": "train/loss", "learning_rate": "lr", "eval_loss": "eval/loss", "grad_norm": "policy/grad_norm"}
+    names = {
+        "loss": "train/loss",
+        "learning_rate": "lr",
+        "eval_loss": "eval/loss",
+        "grad_norm": "policy/grad_norm",
+    }
 
     class Report(TrainerCallback):
         def on_log(self, args, state, control, logs=None, **kwargs):
-            figures = {names[k]: float(v) for k, v in (logs or {}).items() if k in names}
-            if any(math.isnan(figures.get(name, 0.0)) for name in ("train/loss", "policy/grad_norm")):
-                raise RunFailed(f"SFT step {state.global_step}: the loss is not a number; lower 'lr'")
+            logs = logs or {}
+            for name in ("loss", "grad_norm", "eval_loss", "train_loss"):  # the last is the mean of all steps
+                if not math.isfinite(logs.get(name, 0.0)):
+                    raise RunFailed(f"SFT step {state.global_step}: {name} is {logs[name]}; lower 'lr'")
+            figures = {names[k]: float(v) for k, v in logs.items() if k in names}
             if figures and on_log is not None:
                 on_log({**figures, "global_step": state.global_step, "max_steps": state.max_steps})
 
     return Report()
+
+
+def _restore_forward(model):
+    """A callback that gives the model its own forward back.
+
+    TRL and accelerate replace it on the instance by a closure over this very model: a copy made for a frozen reference
+    would go on computing with the weights of the original.
+    """
+    from transformers import TrainerCallback
+
+    own = vars(model).get("forward")
+
+    class Restore(TrainerCallback):
+        def on_train_end(self, args, state, control, **kwargs):
+            vars(model).pop("forward", None)
+            if own is not None:
+                model.forward = own
+
+    return Restore()
 
 
 def quiet(function: Callable, *args, **kwargs):

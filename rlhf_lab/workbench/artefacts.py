@@ -5,6 +5,7 @@ A parameter may be `sandbox` (made now, from the embedded world), `auto` (the ne
 
 import json
 from collections.abc import Callable
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import NamedTuple
 
@@ -16,9 +17,12 @@ from rlhf_lab import data
 from rlhf_lab.errors import LabError
 from rlhf_lab.sandbox.world import World
 from rlhf_lab.training.reward_model import RewardModelEval, score_replies
-from rlhf_lab.workbench.runs import Run, latest_run
+from rlhf_lab.workbench.notebooks import execute
+from rlhf_lab.workbench.records import latest_run, mark_queued, runs_root
+from rlhf_lab.workbench.runs import Run
+from rlhf_lab.workbench.validate import read_yaml
 
-NOTEBOOKS = Path(__file__).resolve().parents[2] / "notebooks"
+HOUSE = Path(__file__).resolve().parents[2]  # the repository, which holds notebooks/ and experiments/
 _MADE_BY = {"sft": "01_sft", "reward_model": "02_reward_model", "ppo": "03_ppo"}
 
 
@@ -27,7 +31,9 @@ def sandbox_files(cfg, run: Run) -> tuple[World | None, dict[str, Path]]:
     if not cfg.sandbox:
         return None, {}
     world = World.load(cfg.sandbox)
-    folder = world.write(run.file("data"), demonstrations=getattr(cfg, "n_demonstrations", 400), seed=cfg.seed)
+    folder = world.write(
+        run.file("data"), demonstrations=getattr(cfg, "n_demonstrations", 400), seed=cfg.seed
+    )
     return world, {
         "demonstrations": folder / "demonstrations.jsonl",
         "train": folder / "prompts-train.jsonl",
@@ -40,7 +46,9 @@ def source(value: str, files: dict[str, Path], name: str) -> str:
     if value != "sandbox":
         return value
     if name not in files:
-        raise LabError(f"{name} is 'sandbox' but the parameter 'sandbox' is empty; give a path or hub id for {name}")
+        raise LabError(
+            f"{name} is 'sandbox' but the parameter 'sandbox' is empty; give a path or hub id for {name}"
+        )
     return str(files[name])
 
 
@@ -49,7 +57,9 @@ def base_model(value: str, world: World | None) -> str:
     if value != "sandbox":
         return value
     if world is None:
-        raise LabError("model is 'sandbox' but the parameter 'sandbox' is empty; give a path or hub id for model")
+        raise LabError(
+            "model is 'sandbox' but the parameter 'sandbox' is empty; give a path or hub id for model"
+        )
     return world.base_model
 
 
@@ -61,30 +71,55 @@ def base_for_box(world: World | None) -> dict[str, object]:
 
 
 def checkpoint(value: str, stage: str, cfg) -> str:
-    """A model directory: of the newest finished run of `stage` for `auto`, of a run directory, or the path itself.
+    """A model directory for a parameter that names one.
 
-    Where no finished run exists the stage's notebook is executed now, with its defaults, and that is said.
+    `auto`: of the newest finished run of `stage`, or of one made now with the defaults. `<notebook>/<run>.yaml` under
+    experiments/: of the newest run of exactly those settings and this seed, or of one made now. A run's directory: its
+    checkpoint. Anything else is a path or hub id already.
     """
-    if value != "auto":
-        inside = Path(value) / "checkpoint"
-        return str(inside) if inside.is_dir() else value
-    found = latest_run(stage, cfg.experiment) or latest_run(stage)
-    if found is None:
-        found = _make(stage, cfg)
+    if value == "auto":
+        found = latest_run(stage, cfg.experiment) or latest_run(stage)
+        if found is None:
+            found = _make(f"{_MADE_BY[stage]}.ipynb", {}, stage, cfg)
+        else:
+            print(f"{stage}: taking {found}")
+    elif value.endswith(".yaml"):
+        found = _of_experiment(value, stage, cfg)
     else:
+        found = Path(value)
+    inside = found / "checkpoint"
+    return str(inside) if inside.is_dir() else str(value if value != "auto" else inside)
+
+
+def _of_experiment(value: str, stage: str, cfg) -> Path:
+    file = next((path for path in (Path(value), HOUSE / "experiments" / value) if path.is_file()), None)
+    if file is None:
+        raise LabError(f"{stage}: no experiment file {value}, here or under {HOUSE / 'experiments'}")
+    settings = read_yaml(file)
+    wanted = f"{file.parent.name}-{file.stem}"
+    found = latest_run(stage, f"{wanted}-s{cfg.seed}")
+    if found is not None:
         print(f"{stage}: taking {found}")
-    return str(found / "checkpoint")
+        return found
+    named = {"experiment": f"{wanted}-s{cfg.seed}"}
+    return _make(f"{file.parent.name}.ipynb", {**settings, **named}, stage, cfg)
 
 
-def _make(stage: str, cfg) -> Path:
-    from rlhf_lab.workbench.notebooks import execute_notebook
-
-    notebook = NOTEBOOKS / f"{_MADE_BY[stage]}.ipynb"
-    if not notebook.is_file():
-        raise LabError(f"no finished {stage} run was found, and {notebook} is not here to make one; give its path")
-    print(f"{stage}: no finished run was found, so {notebook.name} makes one now (about a minute)")
-    parameters = {"experiment": cfg.experiment, "sandbox": cfg.sandbox, "seed": cfg.seed, "threads": cfg.threads}
-    return execute_notebook(notebook, parameters)
+def _make(notebook: str, settings: dict, stage: str, cfg) -> Path:
+    path = HOUSE / "notebooks" / notebook
+    if not path.is_file():
+        raise LabError(
+            f"no finished {stage} run was found, and {path} is not here to make one; give the path of a model"
+        )
+    print(f"{stage}: no finished run was found, so {notebook} makes one now (about a minute)")
+    common = {"experiment": cfg.experiment, "sandbox": cfg.sandbox, "seed": cfg.seed, "threads": cfg.threads}
+    parameters = {**common, **settings}
+    run_dir = (
+        runs_root() / parameters["experiment"] / stage / f"{datetime.now(UTC):%Y%m%d-%H%M%S}-s{cfg.seed}"
+    )
+    mark_queued(run_dir, stage=stage, experiment=parameters["experiment"])
+    execute(path, run_dir / "notebook.ipynb", {**parameters, "run_dir": str(run_dir)})
+    return run_dir
 
 
 def sandbox_comparisons(cfg, run: Run, world: World | None, policy, tokenizer) -> dict[str, Path]:
@@ -97,7 +132,9 @@ def sandbox_comparisons(cfg, run: Run, world: World | None, policy, tokenizer) -
     if world is None:
         return {}
     labeler = world.labeler(**{**cfg.labeler.model_dump(), "seed": cfg.labeler.seed + cfg.seed})
-    fair = world.labeler(temperature=cfg.labeler.temperature, flip=cfg.labeler.flip, seed=cfg.labeler.seed + cfg.seed)
+    fair = world.labeler(
+        temperature=cfg.labeler.temperature, flip=cfg.labeler.flip, seed=cfg.labeler.seed + cfg.seed
+    )
     wanted = {
         "comparisons": ("train", cfg.n_prompts, cfg.k, labeler, cfg.preferences),
         "heldout_comparisons": ("heldout", cfg.n_heldout, 2, fair, cfg.heldout),
@@ -116,7 +153,11 @@ def sandbox_comparisons(cfg, run: Run, world: World | None, policy, tokenizer) -
                 texts = replies[start : start + k]
                 if len(set(texts)) < k:
                     continue  # a labeler cannot rank a reply against itself
-                row = {"prompt": prompts[start], "completions": texts, "ranks": judge.rank(prompts[start], texts)}
+                row = {
+                    "prompt": prompts[start],
+                    "completions": texts,
+                    "ranks": judge.rank(prompts[start], texts),
+                }
                 out.write(json.dumps(row) + "\n")
     return files
 
@@ -126,8 +167,7 @@ def load_rankings(value: str, files: dict[str, Path], name: str, columns: dict, 
     where = source(value, files, name)
     if value == "sandbox":
         return data.load_rankings(where)
-    kind = data.kind_of(where, columns)
-    if kind == "rankings":
+    if "completions" in {*columns, *data.column_names(where)}:
         return data.to_text(data.load_rankings(where, columns=columns, limit=limit), tokenizer)
     preferences = data.to_text(data.load_preferences(where, columns=columns, limit=limit), tokenizer)
     return data.preferences_to_rankings(preferences)
@@ -144,11 +184,16 @@ class RewardModelReport(NamedTuple):
     gold: np.ndarray
 
 
-def reward_model_report(cfg, scorer, tokenizer, held_out, before, after: RewardModelEval, world) -> RewardModelReport:
+def reward_model_report(
+    cfg, scorer, tokenizer, held_out, before, after: RewardModelEval, world
+) -> RewardModelReport:
     """Accuracy before and after, its ceiling, agreement with gold, and what the plots need. Ranks below the best lose."""
     pairs = [(row["prompt"], *_best_and_worst(row)) for row in held_out]
     prompts, best, worst = (list(column) for column in zip(*pairs, strict=True))
-    ours = [score_replies(scorer, tokenizer, prompts, side, max_length=cfg.max_length).numpy() for side in (best, worst)]
+    ours = [
+        score_replies(scorer, tokenizer, prompts, side, max_length=cfg.max_length).numpy()
+        for side in (best, worst)
+    ]
     results = {
         "accuracy": after.accuracy,
         "accuracy_before": before.accuracy,
@@ -160,7 +205,9 @@ def reward_model_report(cfg, scorer, tokenizer, held_out, before, after: RewardM
         true = [np.array(world.gold(prompts=prompts, completions=side)) for side in (best, worst)]
         results |= _against_gold(ours, true, cfg.labeler)
         gold = np.concatenate(true)
-    first_wins = np.random.default_rng(0).random(len(pairs)) < 0.5  # a fair coin says which side is shown first
+    first_wins = (
+        np.random.default_rng(0).random(len(pairs)) < 0.5
+    )  # a fair coin says which side is shown first
     gap = ours[0] - ours[1]
     return RewardModelReport(
         pd.DataFrame({"value": {name.replace("_", " "): value for name, value in results.items()}}).round(3),
@@ -216,3 +263,57 @@ def critic(cfg, policy_path: str):
     return load_scorer(where, head="keep")
 
 
+def judge_pairs(ours: pd.DataFrame, theirs: pd.DataFrame, *, seed: int) -> pd.DataFrame:
+    """Pairs of two policies' replies to the same prompts; a seeded coin decides whose reply is a (column `ours`)."""
+    from rlhf_lab.judges import make_pairs
+
+    is_a = np.random.default_rng(seed).random(len(ours)) < 0.5
+    rows = pd.DataFrame({"prompt": ours["prompt"], "ours": np.where(is_a, "a", "b")})
+    for column, name in {"reply": "reply", "gold": "gold"}.items():
+        if column in ours:
+            rows[f"{name}_a"] = np.where(is_a, ours[column], theirs[column])
+            rows[f"{name}_b"] = np.where(is_a, theirs[column], ours[column])
+    return make_pairs(rows[ours["reply"] != theirs["reply"]])
+
+
+def win_rates(verdicts: pd.DataFrame, pairs: pd.DataFrame) -> pd.DataFrame:
+    """Each judge's win rate of the first policy by where it was shown: columns judge, "PPO is shown", "PPO wins".
+
+    A tie counts one half; invalid verdicts are left out. "both" pools the two orders.
+    """
+    rows = verdicts[verdicts["valid"]].merge(pairs[["pair_id", "ours"]], on="pair_id")
+    wins = np.where(rows["verdict"] == "tie", 0.5, rows["verdict"] == rows["ours"])
+    is_first = (rows["ours"] == "a") == (rows["order"] == 0)
+    rows = rows.assign(
+        **{"PPO wins": wins.astype(float), "PPO is shown": np.where(is_first, "first", "second")}
+    )
+    rows = pd.concat([rows, rows.assign(**{"PPO is shown": "both"})])
+    return rows.groupby(["judge", "PPO is shown"], sort=False)["PPO wins"].mean().reset_index()
+
+
+def judge_results(
+    summary: pd.DataFrame, remedies: pd.DataFrame, expected, fitted: pd.DataFrame
+) -> dict[str, float]:
+    """What 04_judge_bias reports: each judge's accuracy, the planted judge's bias beside what was planted, the remedy."""
+    found = summary.set_index(["judge", "statistic"])
+    results: dict[str, float] = {}
+    for judge in ("reward model", "fair", "planted"):
+        results[f"accuracy_{judge.replace(' ', '_')}"] = found.loc[(judge, "accuracy"), "value"]
+    for name in ("consistency", "first_share", "excess_length"):
+        row = found.loc[("planted", name)]
+        results |= {
+            f"planted_{name}": row["value"],
+            f"planted_{name}_low": row["low"],
+            f"planted_{name}_high": row["high"],
+        }
+        results[f"planted_{name}_expected"] = getattr(expected, name)
+    for term in ("position", "length"):
+        results |= {
+            f"fitted_{term}": fitted.loc[term, "value"],
+            f"planted_{term}": fitted.loc[term, "planted"],
+        }
+    swapped = remedies[(remedies["judge"] == "planted") & (remedies["remedy"] == "swap")].set_index(
+        "statistic"
+    )["value"]
+    results |= {"swap_coverage": swapped["coverage"], "swap_accuracy_covered": swapped["accuracy_covered"]}
+    return {name: float(value) for name, value in results.items()}

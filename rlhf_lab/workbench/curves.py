@@ -106,7 +106,7 @@ def live_curves(run: "Run", names: Sequence[str], **options: Any) -> LiveCurves:
 def _curve(
     ax: Axes, metrics: pd.DataFrame, name: str, x: str | None, band: tuple[float, float] | None
 ) -> None:
-    ax.set_title(name)
+    ax.set_title(name, fontsize=9 if len(name) < 25 else 8)
     rows = metrics[[x, name] if x else [name]].dropna() if name in metrics else pd.DataFrame()
     if rows.empty:
         ax.text(0.5, 0.5, "not logged", transform=ax.transAxes, ha="center", va="center", color=GREY)
@@ -144,6 +144,6 @@ def _band(ax: Axes, band: tuple[float, float], values: np.ndarray) -> None:
     ax.axhspan(low, high, color=GREEN, alpha=0.12, linewidth=0, zorder=0)
     ax.set_ylim(bottom, top)
     text = f"{low:g} to {high:g}"
-    if len(ax.get_title(loc="left")) < 20:  # else there is no room for both
+    if len(ax.get_title(loc="left")) + len(text) <= 28:  # else there is no room for both
         text = f"healthy {text}"
     ax.set_title(text, loc="right", fontsize=7.5, color="#00785A", fontweight="normal")

@@ -143,14 +143,10 @@ def _filter() -> Check:
     root = Path(__file__).resolve().parents[2]
     if not (root / ".git").exists() or not shutil.which("git"):
         return Check("nbstripout", True, "no git checkout: nothing to keep clean")
-    done = subprocess.run(
-        ["git", "config", "filter.nbstripout.clean"], cwd=root, capture_output=True, text=True
-    )
+    done = subprocess.run(["git", "config", "filter.nbstripout.clean"], cwd=root, capture_output=True, text=True)
     if done.stdout.strip():
         return Check("nbstripout", True, "git keeps outputs out of commits")
-    return Check(
-        "nbstripout", False, "git would commit notebooks with their outputs", "make lab installs the filter"
-    )
+    return Check("nbstripout", False, "git would commit notebooks with their outputs", "make lab installs the filter")
 
 
 def _wandb() -> Check:
@@ -180,6 +176,4 @@ def _disk() -> Check:
     root = runs_root()
     parent = next(folder for folder in (root, *root.parents) if folder.is_dir())
     free = shutil.disk_usage(parent).free / 1e9
-    return Check(
-        "disk", free >= FREE_GB, f"{free:.0f} GB free for runs", "make room, or set RLHF_LAB_RUNS elsewhere"
-    )
+    return Check("disk", free >= FREE_GB, f"{free:.0f} GB free for runs", "make room, or set RLHF_LAB_RUNS elsewhere")

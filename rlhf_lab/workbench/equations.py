@@ -52,9 +52,7 @@ def equation(tex: str, *, display: bool = False) -> str:
 def _displayed(tex: str) -> str:
     """Lines below each other, aligned at their "&"."""
     lines = [line for line in _LINE_END.split(_ENVIRONMENT.sub("", tex)) if line.strip()]
-    rows = [
-        [_svg(_upright(_respell(cell)), 1.15) for cell in line.split("&") if cell.strip()] for line in lines
-    ]
+    rows = [[_svg(_upright(_respell(cell)), 1.15) for cell in line.split("&") if cell.strip()] for line in lines]
     if len(rows) == 1 and len(rows[0]) == 1:
         return rows[0][0]
     cells = ["".join(f"<td>{svg}</td>" for svg in row) for row in rows]

@@ -10,6 +10,7 @@ import torch
 from scipy import stats
 
 from rlhf_lab.maths import kl_estimate
+from rlhf_lab.rewards import call_reward
 from rlhf_lab.training.rollouts import decode_replies, rollout, sample_replies
 
 
@@ -89,6 +90,7 @@ def side_by_side(named: dict[str, pd.DataFrame], n: int = 6) -> pd.DataFrame:
 
 def repliers(policies: dict[str, object], tokenizer, max_new_tokens: int) -> dict[str, Callable[[str], str]]:
     """Name -> a function from a prompt to a sampled reply, for the box of one's own prompts."""
+
     def replier(policy) -> Callable[[str], str]:
         return lambda prompt: sample_replies(policy, tokenizer, [prompt], max_new_tokens=max_new_tokens)[0][0]
 
@@ -103,7 +105,9 @@ class ShotsReport(NamedTuple):
     results: dict[str, float]
 
 
-def shots_report(policy, tokenizer, world, prompts: Sequence[str], *, shots: Sequence[int], seed=0) -> ShotsReport:
+def shots_report(
+    policy, tokenizer, world, prompts: Sequence[str], *, shots: Sequence[int], seed=0
+) -> ShotsReport:
     """Gold and form of the replies behind 0, 1, 3, ... worked examples by a careful host."""
     answers = {}
     for n in shots:
@@ -156,11 +160,21 @@ class Measure:
         generator = torch.Generator(device=policy.device).manual_seed(self.cfg.seed + 1)
         once = self.cfg.model_copy(update={"samples_per_prompt": 1})
         batch = rollout(
-            policy, self.reference, None, self.reward, self.tokenizer, self.prompts, once, generator, self.columns
+            policy,
+            self.reference,
+            None,
+            self.reward,
+            self.tokenizer,
+            self.prompts,
+            once,
+            generator,
+            self.columns,
         )
         replies = decode_replies(self.tokenizer, batch.response_ids, batch.response_mask)
         answers = pd.DataFrame({"prompt": self.prompts, "reply": replies})
-        answers = answers.assign(finished=batch.finished.cpu().numpy(), words=answers["reply"].str.split().str.len())
+        answers = answers.assign(
+            finished=batch.finished.cpu().numpy(), words=answers["reply"].str.split().str.len()
+        )
         kl = kl_estimate(batch.old_logp, batch.ref_logp, kind="k1").sum(1).mean().item()
         self.points[update] = Measure.Point(with_gold(answers, self.world), batch.scores.mean().item(), kl)
         return self._figures(update)
@@ -208,3 +222,10 @@ def gold_results(**named: pd.DataFrame) -> dict[str, float]:
         results[f"eos_rate_{name}"] = float(answers["finished"].mean())
         results[f"words_{name}"] = float(answers["words"].mean())
     return results
+
+
+def scorer(reward) -> Callable[[str, str], float]:
+    """A reward as a function of one prompt and one reply."""
+    return lambda prompt, reply: call_reward(reward, prompts=[prompt], completions=[reply], finished=[True])[
+        0
+    ]

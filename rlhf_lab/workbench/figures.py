@@ -1,7 +1,8 @@
 """Results as people read them: a label, a number with sensible digits, its interval, its unit.
 
 A result is a number, a text, or a number with an interval: {"value": .., "low": .., "high": ..} (or "mean"
-for "value"), or a triple (mean, low, high). A key may carry its unit in brackets: "gold_after [sd]".
+for "value"), a triple (mean, low, high), or three entries "x", "x_low" and "x_high". A key may carry its unit in
+brackets: "gold_after [sd]".
 """
 
 import math
@@ -10,6 +11,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 _CAPITALS = {"sft": "SFT", "ppo": "PPO", "kl": "KL", "eos": "EOS", "rlhf": "RLHF", "rm": "RM", "llm": "LLM"}
+_UNITS = {r"gold(?!.*(win|rate|accuracy))": "sd", r"kl\b": "nats", r"words\b": "words"}  # by the key's beginning
 _BRACKETS = re.compile(r"^(.*?)\s*[\[(]([^\])]*)[\])]$")
 
 
@@ -26,8 +28,11 @@ class Figure(NamedTuple):
 def figures(results: Mapping[str, Any], prefix: str = "") -> list[Figure]:
     """The results as figures, in their order. A mapping inside becomes one figure for each of its entries."""
     found: list[Figure] = []
+    ends = {f"{key}_{end}" for key in results for end in ("low", "high") if _has_ends(results, key)}
     for key, value in results.items():
         name = f"{prefix}{key}"
+        if key in ends:
+            continue
         if isinstance(value, Mapping) and not _bounds(value):
             found += figures(value, f"{name}/")
             continue
@@ -35,6 +40,8 @@ def figures(results: Mapping[str, Any], prefix: str = "") -> list[Figure]:
         if isinstance(value, Mapping):
             unit = str(value.get("unit", unit))
         middle, low, high = _triple(value)
+        if _has_ends(results, key):
+            low, high = results[f"{key}_low"], results[f"{key}_high"]
         interval = ""
         if low is not None and high is not None:
             places = _decimals(middle) if isinstance(middle, float) else None
@@ -99,8 +106,14 @@ def _decimals(value: float) -> int:
 def _label(key: str) -> tuple[str, str]:
     match = _BRACKETS.match(key)
     text, unit = (match[1], match[2]) if match else (key, "")
+    name = text.rsplit("/", 1)[-1].replace("_", " ")
+    unit = unit or next((unit for start, unit in _UNITS.items() if re.match(start, name)), "")
     label = text.replace("/", ", ").replace("_", " ").strip()
     return re.sub(r"[A-Za-z]+", lambda word: _CAPITALS.get(word[0].lower(), word[0]), label), unit
+
+
+def _has_ends(results: Mapping[str, Any], key: str) -> bool:
+    return all(isinstance(results.get(f"{key}_{end}"), (int, float)) for end in ("low", "high"))
 
 
 def _bounds(value: Mapping[str, Any]) -> bool:

@@ -144,6 +144,19 @@ def _readable(nb: Any) -> Any:
     return nb
 
 
+def _mark_words(table: Any) -> None:
+    """Give the cells of a data frame that hold words a class, and the headings above them too."""
+    rows = [row.find_all("td") for row in table.find_all("tr")]
+    width = max(map(len, rows), default=0)
+    headings = [th for row in table.select("thead tr")[:1] for th in row.find_all("th")[-width or None :]]
+    for cells in rows:
+        for column, cell in enumerate(cells):
+            if not _NUMBER.match(cell.text.strip()):
+                cell["class"] = "words"
+                if len(headings) == width:
+                    headings[column]["class"] = "words"
+
+
 def _without_requests(body: str) -> str:
     """HTML that loads nothing: scripts and frames go, pictures from elsewhere become links."""
     from bs4 import BeautifulSoup
@@ -157,9 +170,8 @@ def _without_requests(body: str) -> str:
             link = soup.new_tag("a", href=address)
             link.string = element.get("alt") or address
             element.replace_with(link)
-    for cell in soup.select("table.dataframe tbody td"):
-        if not _NUMBER.match(cell.text.strip()):
-            cell["class"] = "words"
+    for table in soup.select("table.dataframe"):
+        _mark_words(table)
     for element in soup("style"):
         if "url(" in element.text or "@import" in element.text:
             element.decompose()

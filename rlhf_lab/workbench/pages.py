@@ -81,6 +81,7 @@ pre code { background: none; padding: 0; }
   border: 1px solid currentColor;
   color: var(--wait); white-space: nowrap; vertical-align: middle;
 }
+.badge.not { color: var(--soft); }
 .badge.done { color: var(--good); }
 .badge.failed, .badge.died { color: var(--bad); }
 .scroll { overflow-x: auto; }
@@ -105,7 +106,6 @@ table.results tbody tr:last-child td { border-bottom: 0; }
 .card header { display: flex; flex-wrap: wrap; align-items: baseline; gap: .3rem .8rem; }
 .card h3 { font-size: 1.2rem; margin: 0; }
 .card header .time { color: var(--soft); font-size: .9rem; margin-left: auto; }
-.card .step { color: var(--soft); font-variant-numeric: tabular-nums; }
 .tiles { display: grid; grid-template-columns: repeat(auto-fit, minmax(9.5rem, 1fr)); gap: .75rem;
   margin: 1rem 0 .25rem; }
 .tile { background: var(--code); border-radius: 8px; padding: .6rem .8rem; }
@@ -126,7 +126,7 @@ footer { margin-top: 3rem; border-top: 1px solid var(--line); padding-top: 1rem;
 .equation svg { fill: currentColor; max-width: 100%; }
 div.equation { text-align: center; margin: 1rem 0; overflow-x: auto; line-height: 2.4; }
 div.equation table { margin: 0 auto; font-size: inherit; }
-div.equation td { border: 0; padding: .15rem 0; }
+div.equation td { border: 0; padding: .15rem 0; vertical-align: baseline; text-align: left; }
 div.equation td:nth-child(odd) { text-align: right; }
 nav { font-size: .9rem; margin-bottom: 1.5rem; }
 .cell { margin: .75rem 0; }
@@ -134,7 +134,9 @@ details.code { margin: 1rem 0 .5rem; border-left: 2px solid var(--line); padding
 details.code > summary { cursor: pointer; color: var(--soft); font-size: .8rem; list-style: none; }
 details.code > summary::before { content: "\\25B8\\00A0"; }
 details.code[open] > summary::before { content: "\\25BE\\00A0"; }
-details.code > summary code { background: none; padding: 0; font-size: .8rem; }
+details.code > summary code { background: none; padding: 0; font-size: .8rem; display: inline-block;
+  max-width: calc(100% - 1.5rem); overflow: hidden; text-overflow: ellipsis; white-space: nowrap;
+  vertical-align: bottom; }
 details.code > .source { margin: .4rem 0 .8rem; background: var(--code); border-radius: 8px;
   padding: .75rem .9rem; }
 .output_subarea { overflow-x: auto; margin: .6rem 0; }
@@ -145,7 +147,8 @@ details.code > .source { margin: .4rem 0 .8rem; background: var(--code); border-
 table.dataframe { border: 0; }
 table.dataframe th, table.dataframe td { text-align: right; font-size: .85rem;
   padding: .3rem .65rem; border-width: 0 0 1px; }
-table.dataframe td.words { text-align: left; }
+table.dataframe .words { text-align: left; }
+table.dataframe td.words { min-width: 9rem; }
 table.dataframe td { font-variant-numeric: tabular-nums; }
 blockquote { margin: 1rem 0; padding: .1rem 0 .1rem 1rem; border-left: 3px solid var(--line);
   color: var(--soft); }

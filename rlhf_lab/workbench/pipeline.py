@@ -29,6 +29,8 @@ from rlhf_lab.workbench.records import (
 )
 from rlhf_lab.workbench.validate import Plan, PlannedStage, validate
 
+NOT_RUN = "not run"
+
 
 @dataclass
 class StageRecord:
@@ -102,6 +104,8 @@ def run_experiment(
             _run_stage(plan, stage, record, index, done, None if quiet else stream)
             done[stage.name] = record.stages[index].run_dir
     finally:
+        for entry in record.stages[len(done) :]:
+            entry.state = NOT_RUN if entry.state == "queued" else entry.state
         record.seconds = time.monotonic() - began
         page = _conclude(record)
         print(_summary(record, page), file=stream, flush=True)
@@ -154,7 +158,7 @@ def _run_stage(
         began = time.monotonic()
         try:
             execute(stage.notebook, entry.run_dir / "notebook.ipynb", parameters, tick=line.update)
-            _expect_finished(entry)
+            entry.state = 'done'
         except LabError as error:
             entry.state, entry.reason = "failed", str(error)
             mark_ended(entry.run_dir, "failed", str(error))
@@ -190,7 +194,7 @@ def _read_back(entry: StageRecord) -> None:
         entry.results = {}
     try:
         status = read_status(entry.run_dir)
-        entry.url, entry.reason = status.url, status.reason or entry.reason
+        entry.url, entry.reason = status.url, entry.reason or status.reason
         config = yaml.safe_load((entry.run_dir / "config.yaml").read_text(encoding="utf-8"))
         entry.provenance = config if isinstance(config, dict) else {}
     except (OSError, LabError, yaml.YAMLError):
@@ -221,9 +225,7 @@ def _summary(record: ExperimentRecord, page: Path | None) -> str:
     rows = []
     for stage in record.stages:
         found = figures(stage.results)
-        rows += [
-            (stage.name if i == 0 else "", f.label, f.value, f.interval, f.unit) for i, f in enumerate(found)
-        ]
+        rows += [(stage.name if i == 0 else "", f.label, f.value, f.interval, f.unit) for i, f in enumerate(found)]
     if rows:
         seed = f", seed {record.seed}" if isinstance(record.seed, int) else ""
         lines.append(f"Results of {record.experiment} ({duration(record.seconds)}{seed})")

@@ -12,13 +12,15 @@ import time
 from collections.abc import Mapping
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
-import pandas as pd
 import psutil
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from rlhf_lab.errors import LabError
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 State = Literal["queued", "running", "done", "failed", "stopped", "died"]
 SILENCE_S = 1800.0  # a process on another host counts as dead after so long without a heartbeat
@@ -94,7 +96,11 @@ def mark_queued(path: Path, *, stage: str = "", experiment: str = "") -> None:
     """Reserve a directory for a run that will start later. Refuses one that holds a run."""
     path.mkdir(parents=True, exist_ok=True)
     status = Status(state="queued", stage=stage, experiment=experiment, host=socket.gethostname())
-    create_status(path, status)
+    try:
+        with (path / "status.json").open("x", encoding="utf-8") as file:
+            file.write(json.dumps(status.model_dump(), indent=2) + "\n")
+    except FileExistsError:
+        raise LabError(f"run_dir {path} holds a run already; give an empty or new directory") from None
 
 
 def mark_ended(path: Path, state: Literal["failed", "stopped"], reason: str) -> Status:
@@ -107,19 +113,6 @@ def mark_ended(path: Path, state: Literal["failed", "stopped"], reason: str) -> 
         status = status.model_copy(update={"state": state, "reason": one_line(reason), "ended": now()})
         write_json(path / "status.json", status.model_dump())
     return status
-
-
-def create_status(path: Path, status: Status) -> None:
-    """Write the first status.json of a directory.
-
-    Of two processes that try at once, one wins; the other is refused.
-    """
-    text = json.dumps(status.model_dump(), indent=2) + "\n"
-    try:
-        with (path / "status.json").open("x", encoding="utf-8") as file:
-            file.write(text)
-    except FileExistsError:
-        raise LabError(f"run_dir {path} is taken by another run; give an empty or new directory") from None
 
 
 def one_line(text: str, limit: int = 400) -> str:
@@ -146,7 +139,7 @@ def read_status(path: str | Path) -> Status:
         except (json.JSONDecodeError, ValidationError, TypeError):
             if attempt == 2:
                 raise LabError(f"{file} is broken: it is not the JSON of a run's status") from None
-            time.sleep(0.05)  # the first status is created in place, so a reader may come a moment early
+            time.sleep(0.05)  # "queued" is written in place, so a reader may come a moment early
     if status.state == "running" and not _is_alive(status):
         seen = f"last heard from at {status.heartbeat}" if status.heartbeat else "never heard from"
         reason = f"process {status.pid} on {status.host} is gone; {seen}"
@@ -209,7 +202,7 @@ def _rows(path: str | Path, name: str) -> list[dict[str, Any]]:
     return read_jsonl(Path(path) / name)
 
 
-def read_metrics(path: str | Path) -> pd.DataFrame:
+def read_metrics(path: str | Path) -> "pd.DataFrame":
     """A run's metrics, one row for each `Run.log`, in order; empty before the first.
 
     NaN where nothing was logged.
@@ -219,8 +212,10 @@ def read_metrics(path: str | Path) -> pd.DataFrame:
     return metrics_frame(_rows(path, "metrics.jsonl"))
 
 
-def metrics_frame(rows: list[dict[str, Any]]) -> pd.DataFrame:
+def metrics_frame(rows: list[dict[str, Any]]) -> "pd.DataFrame":
     """Rows of metrics.jsonl as a table, with the NaN and infinities that JSON cannot hold put back."""
+    import pandas as pd  # here, because the command line starts without it
+
     mended = []
     for row in rows:
         odd = {name: float(text) for name, text in row.get("not_finite", {}).items()}
@@ -228,8 +223,10 @@ def metrics_frame(rows: list[dict[str, Any]]) -> pd.DataFrame:
     return pd.DataFrame(mended)
 
 
-def read_samples(path: str | Path) -> pd.DataFrame:
+def read_samples(path: str | Path) -> "pd.DataFrame":
     """A run's sample replies, one row each, in order; empty before the first. Errors as in `read_metrics`."""
+    import pandas as pd
+
     return pd.DataFrame(_rows(path, "samples.jsonl"))
 
 

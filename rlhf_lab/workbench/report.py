@@ -13,7 +13,7 @@ from rlhf_lab.workbench.records import write_text
 if TYPE_CHECKING:
     from rlhf_lab.workbench.pipeline import ExperimentRecord, StageRecord
 
-TILES = 4
+TILES = 6
 PLOTS = 4
 
 
@@ -29,13 +29,13 @@ def write_report(record: "ExperimentRecord") -> Path:
     shutil.rmtree(folder, ignore_errors=True)  # pages of stages that are no longer in the file
     folder.mkdir(parents=True)
     cards = []
-    for index, stage in enumerate(record.stages, 1):
+    for stage in record.stages:
         back = f'<nav><a href="index.html">&larr; {escape(record.experiment)}</a></nav>'
         read = read_notebook(stage.run_dir / "notebook.ipynb", back=back)
         if read:
             write_text(folder / f"{stage.name}.html", read.html)
             write_text(stage.run_dir / "report.html", read.html.replace(back, ""))
-        cards.append(_card(index, stage, read))
+        cards.append(_card(stage, read))
     write_text(folder / "index.html", page(record.experiment, _index(record, cards)))
     return folder / "index.html"
 
@@ -91,7 +91,7 @@ def _results(record: "ExperimentRecord") -> str:
     return f'<h2>Results</h2><div class="scroll">{table}</div>'
 
 
-def _card(index: int, stage: "StageRecord", read: Notebook | None) -> str:
+def _card(stage: "StageRecord", read: Notebook | None) -> str:
     title = read.title if read else stage.name
     time = f'<span class="time">{duration(stage.seconds)}</span>' if stage.seconds is not None else ""
     problem = ""
@@ -104,7 +104,7 @@ def _card(index: int, stage: "StageRecord", read: Notebook | None) -> str:
         links.append(f'<a href="{escape(stage.url)}">Open the run on wandb</a>')
     links.append(f'<span class="muted"><code>{escape(_short(stage.run_dir))}</code></span>')
     return f"""<section class="card">
-<header><h3><span class="step">{index}</span>&ensp;{escape(title)}</h3>{badge(stage.state)}{time}</header>
+<header><h3>{escape(title)}</h3>{badge(stage.state)}{time}</header>
 {problem}{_tiles(figures(stage.results))}{_plots(read.plots if read else [])}
 <div class="links">{" ".join(links)}</div>
 </section>"""

@@ -9,9 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from rlhf_lab.errors import LabError
-from rlhf_lab.workbench.records import Status, create_status, read_status, runs_root
-
-OURS = ("config.yaml", "metrics.jsonl", "samples.jsonl", "progress.json", "results.json", "checkpoint")
+from rlhf_lab.workbench.records import Status, read_status, runs_root, write_json
 
 
 def claim(path: Path, status: Status) -> Path:
@@ -20,26 +18,19 @@ def claim(path: Path, status: Status) -> Path:
         old = read_status(path)
         if old.state == "running":
             who = "this process" if old.pid == os.getpid() else f"process {old.pid} on {old.host}"
-            raise LabError(
-                f"run_dir {path} belongs to a run that is still alive ({who}); give another directory"
-            )
+            raise LabError(f"run_dir {path} belongs to a run that is still alive ({who}); give another directory")
         if old.state != "queued":
-            raise LabError(
-                f"run_dir {path} holds a run that is {old.state}; give a new one, nothing is overwritten"
-            )
-        try:  # of two that find it queued, one can rename it
-            os.replace(path / "status.json", path / f".queued.{os.getpid()}")
-            (path / f".queued.{os.getpid()}").unlink()
-        except FileNotFoundError:
-            raise LabError(f"run_dir {path} was taken by another run just now; give another") from None
+            raise LabError(f"run_dir {path} holds a run that is {old.state}; give a new one, nothing is overwritten")
     elif path.exists() and not path.is_dir():
         raise LabError(f"run_dir {path} is a file; give a directory")
-    elif taken := [name for name in OURS if (path / name).exists()] or _foreign(path):
-        raise LabError(
-            f"run_dir {path} is not empty (it has {taken[0]}); give a new directory, nothing is overwritten"
-        )
+    elif taken := _foreign(path):
+        raise LabError(f"run_dir {path} is not empty (it has {taken[0]}); give a new directory, nothing is overwritten")
     path.mkdir(parents=True, exist_ok=True)
-    create_status(path, status)
+    try:  # a file that can be created only once, whatever status.json said a moment ago
+        (path / ".taken").open("x").close()
+    except FileExistsError:
+        raise LabError(f"run_dir {path} was taken by another run just now; give another") from None
+    write_json(path / "status.json", status.model_dump())
     return path
 
 
@@ -47,9 +38,7 @@ def _foreign(path: Path) -> list[str]:
     """What is in a directory, apart from what papermill and its caller put there before the run."""
     if not path.is_dir():
         return []
-    return [
-        item.name for item in path.iterdir() if item.suffix not in (".ipynb", ".log") and item.name[0] != "."
-    ]
+    return [item.name for item in path.iterdir() if item.suffix not in (".ipynb", ".log") and item.name[0] != "."]
 
 
 def new_directory(status: Status, seed: int) -> Path:
@@ -98,9 +87,7 @@ def git_state(package: Path = Path(__file__).parents[1]) -> dict[str, Any] | Non
 
 def _git_line(tree: Path, *words: str) -> str | None:
     try:
-        done = subprocess.run(
-            ["git", *words], cwd=tree, capture_output=True, text=True, timeout=20, check=True
-        )
+        done = subprocess.run(["git", *words], cwd=tree, capture_output=True, text=True, timeout=20, check=True)
     except (OSError, subprocess.SubprocessError):
         return None
     return done.stdout.strip()

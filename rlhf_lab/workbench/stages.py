@@ -3,15 +3,20 @@
 A notebook's parameters cell holds exactly the fields of its model here; a test compares them.
 """
 
+from collections.abc import Callable
+
+import torch
 from pydantic import Field
 
 from rlhf_lab.config import Config
-from rlhf_lab.judges import JudgeBiasConfig
+from rlhf_lab.judges.replay import ReplayConfig
+from rlhf_lab.judges.simulated import SimulatedJudgeConfig
 from rlhf_lab.sandbox.labelers import LabelerConfig
 from rlhf_lab.training.ppo import PPOConfig
 from rlhf_lab.training.pretraining import PretrainConfig
 from rlhf_lab.training.reward_model import RewardModelConfig
 from rlhf_lab.training.sft import SFTConfig
+from rlhf_lab.workbench.runs import Run
 from rlhf_lab.workbench.tracking import TrackingConfig
 
 
@@ -73,15 +78,19 @@ class PPOStage(StageConfig, PPOConfig):
     eval_every: int = Field(10, ge=1)  # updates between measurements on the held-out prompts
 
 
-class JudgeBiasStage(StageConfig, JudgeBiasConfig):
+class JudgeBiasStage(StageConfig):
     """04_judge_bias: how far a judge can be trusted."""
 
     policy_a: str = "auto"  # the PPO policy
     policy_b: str = "auto"  # the SFT model
     reward: str = "auto"  # the reward model, as a judge
-    recorded: str = ""  # a file of stored verdicts to analyse as well
-    recorded_columns: dict[str, str] = {}
+    prompts: str = "sandbox"
+    columns: dict[str, str] = {}
+    repeats: int = Field(1, ge=1)  # how often each judge is asked the same
+    judge: SimulatedJudgeConfig = SimulatedJudgeConfig(position=1.0, length=0.1, temperature=0.5)
+    recorded: ReplayConfig | None = None  # stored verdicts to analyse as well
     max_new_tokens: int = Field(40, ge=1)
+    seed: int = 0
 
 
 STAGES: dict[str, type[StageConfig]] = {
@@ -96,12 +105,9 @@ STAGES: dict[str, type[StageConfig]] = {
 
 def begin(stage: str, cfg: StageConfig) -> Run:
     """Start a stage: threads, seeds, quiet libraries, and the run's directory."""
-    from rlhf_lab.workbench.runs import Run
-
-    import torch
     import transformers
 
-    if cfg.threads:
+    if cfg.threads:  # two jobs with all threads each are ten times slower than one
         torch.set_num_threads(cfg.threads)
     transformers.set_seed(cfg.seed)
     transformers.logging.set_verbosity_error()
@@ -111,7 +117,7 @@ def begin(stage: str, cfg: StageConfig) -> Run:
     )
 
 
-def follow(run, live, doing: str) -> Callable[[dict], None]:
+def follow(run: Run, live, doing: str) -> Callable[[dict], None]:
     """A callback that sends a trainer's figures to the run and redraws the curves."""
 
     def on_log(figures: dict) -> None:

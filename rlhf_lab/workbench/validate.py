@@ -181,9 +181,7 @@ def _draft(file: Path, entry: StageEntry) -> _Draft:
     where = f"{file}, stage {entry.name}"
     notebook = find_notebook(entry.notebook, file)
     if notebook is None:
-        raise LabError(
-            f"{where}: no notebook '{entry.notebook}' in a folder notebooks beside or above the file"
-        )
+        raise LabError(f"{where}: no notebook '{entry.notebook}' in a folder notebooks beside or above the file")
     config = stage_config(notebook.stem, notebook)
     return _Draft(where, entry.name, notebook.stem, notebook, dict(entry.parameters), config)
 
@@ -195,7 +193,7 @@ def _override(file: Path, drafts: list[_Draft], overrides: Sequence[str]) -> lis
         if not equals or not key.strip():
             raise LabError(f"-p {override}: expected key=value or stage.key=value")
         try:
-            value = yaml.load(text, Loader=_StrictLoader)
+            value = text if REFERENCE.match(text) else yaml.load(text, Loader=_StrictLoader)
         except yaml.YAMLError:
             value = text
         path = key.strip().split(".")

@@ -47,8 +47,8 @@ def always_tie(*, prompts, firsts, seconds):
 def by_hand(gold, words, verdicts):
     """Pairs and verdicts from a few letters, for counting by hand.
 
-    gold: one letter per pair, a b t, or - for none. words: (words_a, words_b) per pair. verdicts: per pair what
-    was said in order 0 and in order 1, as f(irst), s(econd), t(ie), x (invalid) or - (not asked).
+    gold: one letter per pair, a b t, or - for none. words: (words_a, words_b) per pair. verdicts: per pair
+    what was said in order 0 and in order 1, as f(irst), s(econd), t(ie), x (invalid) or - (not asked).
     """
     place = {"f": "first", "s": "second", "t": "tie", "x": None}
     label = {"a": "a", "b": "b", "t": "tie", "-": None}

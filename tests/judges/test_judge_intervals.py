@@ -68,10 +68,7 @@ def test_one_pair_has_a_value_and_no_bounds_and_nothing_has_nothing():
 
 
 def covers(draw, truth, n_draws=400):
-    held = [
-        low <= truth <= high
-        for _, low, high in (draw(np.random.default_rng(seed)) for seed in range(n_draws))
-    ]
+    held = [low <= truth <= high for _, low, high in (draw(np.random.default_rng(seed)) for seed in range(n_draws))]
     return np.mean(held)
 
 
@@ -144,9 +141,7 @@ def test_kappa_of_a_faultless_and_of_a_constant_judge_has_bounds():
     # A share t^2/(100 + t^2) of unseen pairs with a label that gold never has leaves agreement 1 - share.
     t2 = stats.t.ppf(0.975, 99) ** 2
     share = t2 / (100 + t2)
-    worst = (
-        1 - share
-    ) * 0.5  # what each gold label keeps, when the unseen pairs are all gold a, judged a tie
+    worst = (1 - share) * 0.5  # what each gold label keeps, when the unseen pairs are all gold a, judged a tie
     chance = (worst + share) * worst + worst * worst
     assert (value, high) == (1, 1)
     assert low <= (1 - share - chance) / (1 - chance) < 1

@@ -77,10 +77,7 @@ scores = st.lists(st.tuples(st.integers(-3, 3), st.integers(-3, 3)), min_size=1,
 @settings(max_examples=60, deadline=None)
 @given(scores, st.integers(1, 3))
 def test_always_first_is_exposed_whatever_the_pairs(drawn, repeats):
-    rows = [
-        {"prompt": "q", "reply_a": reply(a, 2), "reply_b": reply(b, 3), "gold_a": a, "gold_b": b}
-        for a, b in drawn
-    ]
+    rows = [{"prompt": "q", "reply_a": reply(a, 2), "reply_b": reply(b, 3), "gold_a": a, "gold_b": b} for a, b in drawn]
     pairs = make_pairs(rows)
     table = ask(always_first, pairs, name="always first", repeats=repeats)
     assert consistency(table).value == 0

@@ -30,9 +30,7 @@ from rlhf_lab.judges.table import make_pairs, verdict_table
 # p4     none   6  2   first     first        a b
 # p5     b      9  4   second    second       b a
 # p6     a      5  5   first     tie          a tie
-TABLE, PAIRS = by_hand(
-    "abat-ba", [(10, 5), (4, 9), (7, 6), (3, 8), (6, 2), (9, 4), (5, 5)], "fs ff xf st ff ss ft"
-)
+TABLE, PAIRS = by_hand("abat-ba", [(10, 5), (4, 9), (7, 6), (3, 8), (6, 2), (9, 4), (5, 5)], "fs ff xf st ff ss ft")
 
 
 def counts(found):
@@ -56,9 +54,9 @@ def test_accuracy(invalid, ties, value):
     assert 0 <= found.low < found.value < found.high <= 1
 
 
-# Gold by verdict, invalid dropped: a: a 3, b 1, tie 1. b: a 2, b 2. tie: b 1, tie 1. Agreement 6/11; the judge
-# says a 5, b 4, tie 2, so chance is (5*5 + 4*4 + 2*2)/121 = 45/121 and kappa (66 - 45)/(121 - 45) = 21/76.
-# The invalid one as a label of its own: agreement 6/12, chance (6*5 + 4*4 + 2*2)/144, kappa (72 - 50)/(144 - 50).
+# Gold by verdict, invalid dropped: a: a 3, b 1, tie 1. b: a 2, b 2. tie: b 1, tie 1. Agreement 6/11; the
+# judge says a 5, b 4, tie 2: chance (5*5 + 4*4 + 2*2)/121 = 45/121, kappa (66 - 45)/(121 - 45) = 21/76.
+# Invalid as a label of its own: agreement 6/12, chance (6*5 + 4*4 + 2*2)/144, kappa (72 - 50)/(144 - 50).
 # As a tie, of which the judge then says 3: chance (6*5 + 4*4 + 2*3)/144, kappa (72 - 52)/(144 - 52).
 @pytest.mark.parametrize(("invalid", "value"), [("drop", 21 / 76), ("wrong", 22 / 94), ("tie", 20 / 92)])
 def test_kappa(invalid, value):
@@ -68,7 +66,7 @@ def test_kappa(invalid, value):
     assert found.low < found.value < found.high
 
 
-# Consistent p0; primacy p1, p4, p6; recency p3, p5; p2 has an invalid verdict: as a tie beside a first, primacy.
+# Consistent p0; primacy p1, p4, p6; recency p3, p5; p2 has an invalid one: a tie beside a first is primacy.
 @pytest.mark.parametrize(
     ("invalid", "consistent", "prime", "recent", "n"),
     [("drop", 1, 3, 2, 6), ("wrong", 1, 3, 2, 7), ("tie", 1, 4, 2, 7)],

@@ -25,9 +25,7 @@ def assert_close(found, wanted, relative=1e-5):
 
 @pytest.mark.parametrize("temperature", [1.0, 0.7])
 def test_logprobs_and_entropy_are_those_of_a_plain_forward(policy_dir, batch, temperature):
-    found = response_logprobs(
-        load_policy(policy_dir), *batch.tensors, temperature=temperature, with_entropy=True
-    )
+    found = response_logprobs(load_policy(policy_dir), *batch.tensors, temperature=temperature, with_entropy=True)
     for row, (prompt, reply) in enumerate(zip(batch.prompts, batch.replies, strict=True)):
         drawn_from = Categorical(logits=plain_logits(policy_dir, prompt, reply) / temperature)
         assert_close(found.logp[row, : len(reply)], drawn_from.log_prob(torch.tensor(reply)))
@@ -133,5 +131,7 @@ def test_errors(llama_dir, batch):
     with pytest.raises(ValueError, match="temperature"):
         response_logprobs(policy, *batch.tensors, temperature=0.0)
     long = torch.full((1, CONTEXT), 5), torch.ones(1, CONTEXT, dtype=torch.bool)
+    with pytest.raises(LabError, match=f"token id {VOCABULARY} is beyond the model's vocabulary"):
+        response_logprobs(policy, prompt_ids.masked_fill(prompt_ids == 5, VOCABULARY), *batch.tensors[1:])
     with pytest.raises(LabError, match=f"{CONTEXT + 1} tokens are too long"):
         response_logprobs(policy, *long, *(part[:1, :2] for part in long))

@@ -89,9 +89,7 @@ def test_first_tokens_are_drawn_with_their_probability(llama_dir, temperature):
     with torch.no_grad():
         logits = plain(input_ids=ids).logits[0, -1]
     options = {"max_new_tokens": 1, "temperature": temperature, "eos_id": EOS, "pad_id": PAD}
-    drawn = generate(
-        load_policy(llama_dir), ids.expand(rows, 3), mask.expand(rows, 3), **options, generator=seeded()
-    )
+    drawn = generate(load_policy(llama_dir), ids.expand(rows, 3), mask.expand(rows, 3), **options, generator=seeded())
     counts = torch.bincount(drawn.response_ids[:, 0], minlength=VOCABULARY).double().numpy()
 
     def p_value(at):
@@ -106,9 +104,7 @@ def test_later_tokens_are_drawn_with_their_probability():
     chance = torch.tensor([[0.2, 0.5, 0.3], [1.0, 0.0, 0.0], [0.6, 0.3, 0.1]])  # token 1 is EOS
     rows, length = 20_000, 3
     ids, mask = prompts(*[[0]] * rows)
-    drawn = generate(
-        Chain(chance.log()), ids, mask, max_new_tokens=length, eos_id=1, pad_id=1, generator=seeded()
-    )
+    drawn = generate(Chain(chance.log()), ids, mask, max_new_tokens=length, eos_id=1, pad_id=1, generator=seeded())
     replies = {}
 
     def enumerate_replies(reply, probability):
@@ -132,9 +128,7 @@ def test_a_token_is_where_the_draw_falls_in_the_cumulative_distribution():
     draws = torch.tensor([0.0, 0.49, 0.51, 0.64, 0.66, 0.94, 0.96, 0.999999], dtype=torch.float64)
 
     def picked(draws, **options):
-        return pick_tokens(
-            logits.expand(len(draws), 4), draws, **({"temperature": 1, "top_p": 1} | options)
-        ).tolist()
+        return pick_tokens(logits.expand(len(draws), 4), draws, **({"temperature": 1, "top_p": 1} | options)).tolist()
 
     assert picked(draws) == [0, 0, 1, 1, 2, 2, 3, 3]
     assert picked(draws, temperature=0) == [0] * 8
@@ -206,9 +200,7 @@ def test_padding_changes_no_sample(policy_dir, batch):
 def test_the_generator_alone_decides(llama_dir, batch):
     policy, options = load_policy(llama_dir), {"max_new_tokens": 8, "eos_id": NEVER, "pad_id": PAD}
     before = torch.get_rng_state()
-    one, same, other = (
-        generate(policy, *batch.tensors[:2], **options, generator=seeded(s)) for s in (1, 1, 2)
-    )
+    one, same, other = (generate(policy, *batch.tensors[:2], **options, generator=seeded(s)) for s in (1, 1, 2))
     assert torch.equal(one.response_ids, same.response_ids)
     assert not torch.equal(one.response_ids, other.response_ids)
     assert torch.equal(before, torch.get_rng_state())
@@ -216,9 +208,7 @@ def test_the_generator_alone_decides(llama_dir, batch):
 
 def test_every_token_is_read_once(policy_dir, batch):
     policy, read = load_policy(policy_dir), []
-    policy.get_input_embeddings().register_forward_hook(
-        lambda module, args, out: read.append(args[0].numel())
-    )
+    policy.get_input_embeddings().register_forward_hook(lambda module, args, out: read.append(args[0].numel()))
     generate(policy, *batch.tensors[:2], max_new_tokens=6, eos_id=NEVER, pad_id=PAD)
     assert read == [batch.prompt_ids.numel(), 4, 4, 4, 4, 4]  # the prompts, then one new token a row
 

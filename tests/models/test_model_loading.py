@@ -18,9 +18,7 @@ IDS = torch.tensor([[5, 6, 7, 8, 9, 10, 11, 12]])
 @pytest.mark.parametrize("attention", [None, "eager"])  # None: sdpa where there is one
 def test_training_mode_has_no_dropout(policy_dir, attention):
     plain = AutoModelForCausalLM.from_pretrained(policy_dir, attn_implementation=attention).train()
-    assert not torch.equal(
-        plain(input_ids=IDS).logits, plain(input_ids=IDS).logits
-    )  # the config does ask for dropout
+    assert not torch.equal(plain(input_ids=IDS).logits, plain(input_ids=IDS).logits)  # the config does ask for dropout
     policy = load_policy(policy_dir)
     policy.set_attn_implementation(plain.config._attn_implementation)
     policy.train()
@@ -124,9 +122,7 @@ def test_missing_weights_are_refused_not_filled_with_random_numbers(llama_dir, t
 
 @pytest.mark.parametrize("tied", [True, False])
 def test_a_reward_model_is_no_policy(save, tied):
-    folder = save(
-        build_config("llama", num_labels=1, tie_word_embeddings=tied), AutoModelForSequenceClassification
-    )
+    folder = save(build_config("llama", num_labels=1, tie_word_embeddings=tied), AutoModelForSequenceClassification)
     _fails(load_policy, folder)
 
 

@@ -55,9 +55,7 @@ def test_eos_is_read_where_eos_pads(save, tmp_path):
 def test_an_empty_reply_is_read_at_the_prompts_end(reward_dir, batch):
     none = batch.response_ids[:, :0], batch.response_mask[:, :0]
     scores = load_scorer(reward_dir).reply_scores(*batch.tensors[:2], *none)
-    assert scores.tolist() == pytest.approx(
-        [plain_score(reward_dir, row) for row in batch.prompts], rel=1e-5, abs=1e-5
-    )
+    assert scores.tolist() == pytest.approx([plain_score(reward_dir, row) for row in batch.prompts], rel=1e-5, abs=1e-5)
 
 
 def test_a_new_head_has_the_reference_variance(save):

@@ -37,9 +37,7 @@ def build_config(architecture: str, **changes):
         )
     dropout = {"attention_dropout": 0.2}
     if architecture == "gpt_neox":
-        return transformers.GPTNeoXConfig(
-            **(SIZES | WIDTHS | dropout | {"hidden_dropout": 0.2} | TOKENS | changes)
-        )
+        return transformers.GPTNeoXConfig(**(SIZES | WIDTHS | dropout | {"hidden_dropout": 0.2} | TOKENS | changes))
     kinds = {
         "llama": transformers.LlamaConfig,
         "qwen2": transformers.Qwen2Config,

@@ -68,9 +68,7 @@ def test_parameters_and_working_directory_reach_the_kernel(tmp_path, monkeypatch
     ],
 )
 def test_every_failure_is_one_line_with_its_exit_code(tmp_path, source, kind, code, expected):
-    notebook = write_notebook(
-        tmp_path / "b.ipynb", "print('before')", source, "print('after')", parameters=None
-    )
+    notebook = write_notebook(tmp_path / "b.ipynb", "print('before')", source, "print('after')", parameters=None)
     with pytest.raises(LabError) as caught:
         execute(notebook, tmp_path / "out.ipynb", {})
     assert type(caught.value) is kind

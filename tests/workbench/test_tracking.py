@@ -1,10 +1,13 @@
 """Tracking by the real wandb, offline and disabled, and by broken ones; read back with wandb's own tool."""
 
+import functools
 import json
 import os
 import subprocess
 import sys
 
+import nbclient
+import nbformat
 import pytest
 
 from rlhf_lab.workbench import tracking
@@ -32,6 +35,7 @@ def script(body: str, folder, **env) -> subprocess.CompletedProcess:
     )
 
 
+@functools.cache
 def inspect(run_dir, *options):
     """What wandb's own reader finds in a run's file: a list of records, or with --summary one object."""
     (file,) = run_dir.glob("wandb/offline-run-*/run-*.wandb")
@@ -48,10 +52,12 @@ def first_run(run_dir):
 
 @pytest.fixture(scope="module")
 def offline(tmp_path_factory):
-    """One run that is done, with another inside it that fails, and a third that is killed; and what was printed."""
+    """A run that is done, with one inside it that fails, and a third that is killed; and what was printed."""
     folder = tmp_path_factory.mktemp("offline")
     body = """
-labels = TrackingConfig(project="thesis", entity="me", group="sweep 3", tags=["long", "gold"], notes="why not")
+labels = TrackingConfig(
+    project="thesis", entity="me", group="sweep 3", tags=["long", "gold"], notes="why not"
+)
 outer = Run.start("ppo", Stage(), seed=2, run_dir="done", tracking=labels)
 inner = Run.start("sft", Stage(), experiment="demo", run_dir="failed")
 outer.log({"objective/kl": 0.5, "bad": float("nan")}, step=64)
@@ -237,3 +243,21 @@ def test_labels_left_empty_are_left_to_wandbs_variables(monkeypatch):
     assert tracking._label("mine", "WANDB_PROJECT", "rlhf_lab") == "mine"
     monkeypatch.delenv("WANDB_PROJECT")
     assert tracking._label("rlhf_lab", "WANDB_PROJECT", "rlhf_lab") == "rlhf_lab"
+
+
+def test_in_a_notebook_wandb_keeps_no_copies_of_what_is_displayed(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    (tmp_path / "home").mkdir()
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    monkeypatch.setenv("RLHF_LAB_HEADLESS", "0")
+    cells = [
+        "shell = get_ipython()\nbefore = shell.display_pub.publish",
+        HEAD + "run = Run.start('ppo', Stage(), run_dir='one')",
+        "print(shell.display_pub.publish == before)",
+        "run.finish({})",
+        "print(shell.display_pub.publish == before)",
+    ]
+    notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(cell) for cell in cells])
+    nbclient.NotebookClient(notebook, timeout=60, kernel_name="python3").execute()
+    assert [notebook.cells[index].outputs[0].text for index in (2, 4)] == ["True\n", "True\n"]
