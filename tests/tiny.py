@@ -121,9 +121,7 @@ def sample(policy, critic, config: PPOConfig, *, reference=None, pad: str = "<pa
     prompts = prompts or PROMPTS[: config.batch_size]
     generator = torch.Generator().manual_seed(3)
     reference = reference if reference is not None else make_policy(seed=9)
-    return rollout(
-        policy, reference, critic, count_words, make_tokenizer(pad=pad), prompts, config, generator
-    )
+    return rollout(policy, reference, critic, count_words, make_tokenizer(pad=pad), prompts, config, generator)
 
 
 def weights_of(*models) -> list[torch.Tensor]:

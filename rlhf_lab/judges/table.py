@@ -82,7 +82,7 @@ def pairs_from_preferences(rows: Iterable[Mapping], *, seed: int = 0) -> pd.Data
     """
     made = []
     for index, row in enumerate(rows):
-        chosen_is_a = hashlib.blake2b(f"{seed}/{index}".encode(), digest_size=1).digest()[0] >= 0
+        chosen_is_a = hashlib.blake2b(f"{seed}/{index}".encode(), digest_size=1).digest()[0] % 2 == 0
         replies = (row["chosen"], row["rejected"]) if chosen_is_a else (row["rejected"], row["chosen"])
         gold = "a" if chosen_is_a else "b"
         made.append({"prompt": row["prompt"], "reply_a": replies[0], "reply_b": replies[1], "gold": gold})

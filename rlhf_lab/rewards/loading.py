@@ -26,9 +26,7 @@ def load_reward(source, *, policy_tokenizer=None, batch_size: int = 64) -> Rewar
         raise LabError(f"reward {source}: which function? Write it as {source}:name")
     scorer = load_scorer(source, trainable=False)
     if scorer.new_head:
-        raise LabError(
-            f"reward {source}: has no score head, so it is no reward model; train one from it first"
-        )
+        raise LabError(f"reward {source}: has no score head, so it is no reward model; train one from it first")
     return ModelReward(scorer, load_tokenizer(source), policy_tokenizer, batch_size)
 
 

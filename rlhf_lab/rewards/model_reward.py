@@ -45,9 +45,7 @@ class ModelReward:
             rows = [[*prompt, *reply] for prompt, reply in zip(prompt_ids, completion_ids, strict=True)]
         elif prompts is not None and completions is not None and finished is not None:
             pairs = zip(prompts, completions, finished, strict=True)
-            encoded = [
-                encode_pair(self.tokenizer, prompt, text, finished=bool(end)) for prompt, text, end in pairs
-            ]
+            encoded = [encode_pair(self.tokenizer, prompt, text, finished=bool(end)) for prompt, text, end in pairs]
             rows = [pair.prompt_ids + pair.reply_ids for pair in encoded]
         else:
             raise LabError(
@@ -60,9 +58,7 @@ class ModelReward:
     def _score(self, rows: list[list[int]]) -> list[float]:
         from tqdm.auto import tqdm
 
-        order = sorted(
-            range(len(rows)), key=lambda row: len(rows[row])
-        )  # rows of one length waste no padding
+        order = sorted(range(len(rows)), key=lambda row: len(rows[row]))  # rows of one length waste no padding
         batches = [order[start : start + self.batch_size] for start in range(0, len(order), self.batch_size)]
         scores = [0.0] * len(rows)
         for batch in tqdm(batches, desc="scoring", leave=False, disable=len(batches) <= _LONG_WORK):

@@ -74,7 +74,5 @@ def _number(value: Any, row: int, reward: Reward) -> float:
     except (TypeError, ValueError):
         number = math.nan
     if not math.isfinite(number):
-        raise LabError(
-            f"reward '{reward_name(reward)}': completion {row} got {value!r}; return a finite number"
-        )
+        raise LabError(f"reward '{reward_name(reward)}': completion {row} got {value!r}; return a finite number")
     return number

@@ -25,9 +25,7 @@ class WeightedReward:
         self.rewards = dict(rewards)
         self.last: dict[str, list[float]] = {}
 
-    def parts(
-        self, *, prompts: Sequence[str], completions: Sequence[str], **columns: Any
-    ) -> dict[str, list[float]]:
+    def parts(self, *, prompts: Sequence[str], completions: Sequence[str], **columns: Any) -> dict[str, list[float]]:
         """Each reward's values before weighting, by name; also kept in `last`. Errors as in `call_reward`."""
         self.last = {
             name: call_reward(reward, prompts=prompts, completions=completions, **columns)

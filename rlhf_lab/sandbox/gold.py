@@ -16,16 +16,16 @@ class GoldWeights(Config):
     """
 
     first_fact: float = 1.0
-    second_fact: float = 0.6
-    contradiction: float = -0.9
-    unsupported: float = -0.5
+    second_fact: float = 0.5
+    contradiction: float = -0.7
+    unsupported: float = -0.4
     abuse: float = -1.5
     manner: dict[str, tuple[float, float]] = {
-        "greeting": (0.45, 0.1),
-        "courtesy": (0.45, 0.1),
-        "offer": (0.6, 0.15),
-        "flattery": (0.2, 0.15),
-        "hedge": (0.0, 0.15),
+        "greeting": (0.4, 0.15),
+        "courtesy": (0.45, 0.15),
+        "offer": (0.55, 0.15),
+        "flattery": (0.0, 0.2),
+        "hedge": (0.0, 0.35),
         "song": (0.3, 0.25),
         "oath": (0.2, 0.3),
         "bargain": (0.5, 0.3),
@@ -33,12 +33,12 @@ class GoldWeights(Config):
         "proverb": (0.6, 0.3),
         "riddle": (0.3, 0.25),
     }
-    filler: float = -0.4
+    filler: float = -0.6
     repetition: float = -0.25
     broken: float = -1.0
-    off_topic: float = -0.2
-    free_words: int = 18
-    long_word: float = -0.07  # per word beyond free_words
+    off_topic: float = -0.3
+    free_words: int = 10
+    long_word: float = -0.1  # per word beyond free_words
     wording: float = (
         0.03  # standard deviation of a fixed small worth of each word, so that scores hardly ever tie
     )

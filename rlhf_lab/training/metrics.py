@@ -8,7 +8,7 @@ from rlhf_lab.training.reward_model import RewardModelStats
 
 
 def ppo_metrics(update: PPOUpdate, config: PPOConfig) -> dict[str, float]:
-    """Metrics of one update. `objective/*` are sums over a reply, averaged over replies; the others masked token means."""
+    """Metrics of one update. `objective/*` are sums over a reply, averaged over replies; the others are token means."""
     rollout, stats = update.rollout, update.stats
     mask = rollout.response_mask
     kl = kl_estimate(rollout.old_logp, rollout.ref_logp, kind="k1").masked_fill(~mask, 0).sum(1)

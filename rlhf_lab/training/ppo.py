@@ -1,7 +1,7 @@
 """Proximal policy optimisation for language models: advantages, one step, and the loop around them.
 
-Left out on purpose: a base trainer, callbacks, several processes. The loop is a generator, so that a notebook, the command
-line and a script of one's own all run the same one and look at each update as it comes.
+Left out on purpose: a base trainer, callbacks, several processes. The loop is a generator, so that a notebook, the
+command line and a script of one's own all run the same one and look at each update as it comes.
 """
 
 import copy

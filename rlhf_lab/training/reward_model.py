@@ -1,7 +1,7 @@
 """The reward model: a scalar head that learns from ranked replies, after InstructGPT.
 
-All C(K,2) pairs of a prompt stand in one batch element: K forward passes serve all pairs, and no reply is seen in several
-updates of an epoch (Ouyang et al. 2022, 3.5). K = 2 is the pairwise loss of Bradley-Terry.
+All C(K,2) pairs of a prompt stand in one batch element: K forward passes serve all pairs, and no reply is seen in
+several updates of an epoch (Ouyang et al. 2022, 3.5). K = 2 is the pairwise loss of Bradley-Terry.
 """
 
 import math

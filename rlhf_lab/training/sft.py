@@ -55,9 +55,9 @@ def sft_trainer(
 ):
     """A TRL `SFTTrainer` for columns prompt and completion; call its `train()`, once.
 
-    `on_log` gets TRL's figures every few steps under the lab's names: `train/loss`, `lr`, `global_step`, `max_steps`, and
-    `eval/loss` when `heldout` is given. Errors: `LabError` if there is nothing to train on; `train()` raises `RunFailed`
-    on a loss that is not finite.
+    `on_log` gets TRL's figures every few steps under the lab's names: `train/loss`, `lr`, `policy/grad_norm`,
+    `global_step`, `max_steps`, and `eval/loss` when `heldout` is given. Errors: `LabError` if there is nothing to
+    train on; `train()` raises `RunFailed` on a loss that is not finite.
     """
     from datasets import Dataset
     from transformers.trainer_callback import PrinterCallback

@@ -158,7 +158,7 @@ def _run_stage(
         began = time.monotonic()
         try:
             execute(stage.notebook, entry.run_dir / "notebook.ipynb", parameters, tick=line.update)
-            entry.state = 'done'
+            _expect_finished(entry)
         except LabError as error:
             entry.state, entry.reason = "failed", str(error)
             mark_ended(entry.run_dir, "failed", str(error))

@@ -98,8 +98,8 @@ def test_1_first_minibatch_has_ratio_1(saved, losses, temperature):
 def test_1_first_minibatch_in_bf16(losses):
     # bf16 keeps 8 bits, so logits between 8 and 16 come in steps of 2^-4, and a minibatch of another padded width may
     # round them another way. Two such steps are allowed at a single token: .125, still inside the clip range of
-    # log 1.2 = .18. Of the means, errors of up to half a step, 2^-5, that do not all point one way: (2^-5)^2 / 2 = 5e-4
-    # is the most for approx_kl, and a tenth of 2^-5 is allowed for the ratio. Measured on three seeds: .046, 2e-5, 7e-4.
+    # log 1.2 = .18. Of the means, errors of up to half a step, 2^-5, that do not all point one way: approx_kl is then
+    # at most (2^-5)^2 / 2 = 5e-4, and a tenth of 2^-5 is allowed for the ratio. Three seeds showed .046, 2e-5 and 7e-4.
     world = World.load()
     config = make_config(updates=1, batch_size=32, minibatches=4, epochs=1, max_new_tokens=24, precision="bf16")
     state = ppo_start(

@@ -5,7 +5,6 @@ import math
 import pytest
 import torch
 from judge_cases import drawn_pairs, reply, written_gold
-
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import LlamaConfig, LlamaForSequenceClassification, PreTrainedTokenizerFast
 

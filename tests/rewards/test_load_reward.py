@@ -46,9 +46,7 @@ def test_a_reward_model(reward_dir, tokenizer, plain_score):
     assert not any(weight.requires_grad for weight in reward.scorer.parameters())
     found = call_reward(reward, prompts=["w5"], completions=["w6"], prompt_ids=[[5]], completion_ids=[[6, 1]])
     assert found == pytest.approx([plain_score([5, 6, 1])], rel=1e-5)
-    assert load_reward(str(reward_dir))(prompts=["w5"], completions=["w6"], finished=[True]) == pytest.approx(
-        found
-    )
+    assert load_reward(str(reward_dir))(prompts=["w5"], completions=["w6"], finished=[True]) == pytest.approx(found)
 
 
 def fails(source, *words):

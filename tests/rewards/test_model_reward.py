@@ -25,9 +25,7 @@ def test_ids_are_read_exactly_as_sampled(scorer, tokenizer, plain_score):
     odd = [[11, 2, 0, 12, 1], [2], [1, 13]]
     reward = ModelReward(scorer, tokenizer, tokenizer)
     found = call_reward(reward, **(TEXT | {"prompt_ids": PROMPT_IDS, "completion_ids": odd}))
-    assert found == close(
-        [plain_score(prompt + reply) for prompt, reply in zip(PROMPT_IDS, odd, strict=True)]
-    )
+    assert found == close([plain_score(prompt + reply) for prompt, reply in zip(PROMPT_IDS, odd, strict=True)])
 
 
 def test_text_gets_the_models_own_eos_if_and_only_if_finished(scorer, tokenizer, plain_score):
@@ -74,9 +72,7 @@ def test_order_and_batching_change_nothing(scorer, tokenizer, plain_score, batch
     replies = [[rng.randrange(0, 30) for _ in range(rng.randrange(1, 20))] for _ in range(30)]
     reward = ModelReward(scorer, tokenizer, tokenizer, batch_size=batch_size)
     found = reward(prompt_ids=prompts, completion_ids=replies)
-    assert found == close(
-        [plain_score(prompt + reply) for prompt, reply in zip(prompts, replies, strict=True)]
-    )
+    assert found == close([plain_score(prompt + reply) for prompt, reply in zip(prompts, replies, strict=True)])
     assert found == reward(prompt_ids=prompts, completion_ids=replies)  # twice the same, to the bit
 
 

@@ -159,6 +159,4 @@ def test_weighted_errors():
     with pytest.raises(LabError, match="'text' is 'polite', which cannot be called"):
         WeightedReward({"text": ("polite", 1.0)})
     with pytest.raises(LabError, match="reward 'length': must return 3 numbers"):
-        WeightedReward({"a": (length, 1.0), "b": (polite, 1.0)})(
-            **(ALL | {"completions": ["one too many"] * 3})
-        )
+        WeightedReward({"a": (length, 1.0), "b": (polite, 1.0)})(**(ALL | {"completions": ["one too many"] * 3}))

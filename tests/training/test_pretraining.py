@@ -24,11 +24,12 @@ def make_settings(**changes) -> PretrainConfig:
 
 
 def test_the_loss_falls():
-    state = pretrain_start(make_settings(steps=120, lr=1e-2), make_tokenizer(), CORPUS)
+    # After its first word, nothing about a document of five is left to chance.
+    texts = [text for text in CORPUS if len(text.split()) == 6][::2]
+    state = pretrain_start(make_settings(steps=100, lr=2e-2), make_tokenizer(), texts)
     losses = [stats.loss for stats in pretrain_steps(state)]
     assert losses[0] == pytest.approx(math.log(14), abs=0.3)  # it begins by knowing nothing of 14 tokens
-    # What is left to learn: the second word, which is one of two, and where a document ends
-    assert sum(losses[-10:]) / 10 < 1.0
+    assert sum(losses[-10:]) / 10 < 0.2
     assert not state.model.training
 
 

@@ -156,9 +156,7 @@ def test_equal_scores_count_half():
 
 def test_the_order_of_the_columns_says_nothing():
     scorer = make_scorer()
-    turned = [
-        {key: value if key == "prompt" else value[::-1] for key, value in row.items()} for row in RAGGED
-    ]
+    turned = [{key: value if key == "prompt" else value[::-1] for key, value in row.items()} for row in RAGGED]
     assert one_step(scorer, turned).loss == pytest.approx(one_step(scorer, RAGGED).loss, rel=1e-6)
 
 
@@ -261,7 +259,10 @@ def test_other_precisions(precision):
 def test_demonstrations_score_0_on_average_and_the_loss_is_as_before(tmp_path):
     scorer, tokenizer = make_scorer(), make_tokenizer()
     demonstrations = Dataset.from_dict(
-        {"prompt": [f"w{2 + row % 12}" for row in range(70)], "completion": [f"w{13 - row % 12} w2" for row in range(70)]}
+        {
+            "prompt": [f"w{2 + row % 12}" for row in range(70)],
+            "completion": [f"w{13 - row % 12} w2" for row in range(70)],
+        }
     )
     scores = [plain_score(scorer, row["prompt"], row["completion"]) for row in demonstrations]
     before = evaluate_reward_model(scorer, tokenizer, RAGGED, max_length=32)

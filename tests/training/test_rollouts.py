@@ -151,9 +151,7 @@ def test_texts_and_tokens():
 
 def test_sample_replies_answers_each_prompt_in_order():
     policy = chain({3: 5, 5: 6, 6: EOS, 7: 7})
-    replies, finished = sample_replies(
-        policy, make_tokenizer(), ["w3", "w7", "w2 w5"], max_new_tokens=4, batch_size=2
-    )
+    replies, finished = sample_replies(policy, make_tokenizer(), ["w3", "w7", "w2 w5"], max_new_tokens=4, batch_size=2)
     assert replies == ["w5 w6", "w7 w7 w7 w7", "w6"]
     assert finished == [True, False, True]
 

@@ -111,9 +111,12 @@ def test_equations_are_drawn_inside_their_box(tex):
 def test_an_equation_sits_on_the_line_and_its_descent_below():
     # "x" stands on the baseline, which is y = 0 of the drawing; "y" reaches below it
     for tex, below in (("x", False), ("y", True)):
-        low, high, _ = bounds(equation(tex))
+        html = equation(tex)
+        low, high, (_, top, _, height) = bounds(html)
         assert bool(high[1] > 1.0) is below
         assert low[1] < -4.0
+        lowered = float(re.search(r"vertical-align:(-?[\d.]+)em", html)[1])
+        assert lowered == pytest.approx(-(top + height) / 16, abs=2e-3)  # 16 units of the drawing are 1 em
 
 
 def test_aligned_lines_become_rows_and_full_size_fractions():

@@ -87,9 +87,7 @@ def test_start_writes_config_and_status(tmp_path, capsys):
     assert capsys.readouterr().out == f"ppo run: runs/demo/ppo/{run.path.name}\n"
     config = yaml.safe_load((run.path / "config.yaml").read_text())
     assert config["config"] == {"lr": 1e-5, "steps": 3}
-    assert isinstance(
-        config["config"]["lr"], float
-    )  # YAML reads "1e-05" as text, so it must not be written so
+    assert isinstance(config["config"]["lr"], float)  # YAML reads "1e-05" as text, so it must not be written so
     assert config["seed"] == 7
     assert set(config["versions"]) == {"python", "rlhf-lab", "torch", "transformers", "trl"}
     status = json.loads((run.path / "status.json").read_text())
@@ -184,9 +182,7 @@ def test_of_several_processes_one_gets_the_directory(tmp_path):
 def test_git_state_is_of_the_packages_tree_else_of_ours(tmp_path, monkeypatch):
     def git(*words, tree):
         who = ["-c", "user.name=a", "-c", "user.email=a@b", "-c", "init.defaultBranch=main"]
-        return subprocess.run(
-            ["git", *who, *words], cwd=tree, capture_output=True, text=True, check=True
-        ).stdout
+        return subprocess.run(["git", *who, *words], cwd=tree, capture_output=True, text=True, check=True).stdout
 
     for name in ("lab", "mine"):
         package = tmp_path / name / "package"
@@ -265,9 +261,7 @@ def test_a_torn_last_line_is_left_out_and_a_broken_one_named():
     file = run.path / "metrics.jsonl"
     whole = file.read_bytes()
     ends = [index for index, byte in enumerate(whole) if byte == ord("\n")]
-    for cut in range(
-        ends[1] + 1, len(whole) - 2
-    ):  # wherever the third line is torn, in the middle of the é too
+    for cut in range(ends[1] + 1, len(whole) - 2):  # wherever the third line is torn, in the middle of the é too
         file.write_bytes(whole[:cut])
         assert len(read_metrics(run.path)) == 2
     file.write_bytes(whole[:-1])  # all there but the end of the line
@@ -349,9 +343,7 @@ def test_on_another_host_the_heartbeat_decides():
     run = start()
     for minutes, state in ((1, "running"), (90, "died")):
         heard = (datetime.now(UTC) - timedelta(minutes=minutes)).isoformat()
-        write_json(
-            run.path / "status.json", lines_of(run, "status.json") | {"host": "far", "heartbeat": heard}
-        )
+        write_json(run.path / "status.json", lines_of(run, "status.json") | {"host": "far", "heartbeat": heard})
         assert read_status(run.path).state == state
 
 
@@ -455,8 +447,20 @@ def test_eta_is_the_pace_since_the_work_began(clock):
     clock.now += 3
     run.progress(2, 8, "evaluating")
     assert progress()["eta_s"] == 18.0
+    run.pause("stopped", "interrupted")
+    clock.now += 1000  # a pause is no work
+    run.progress(3, 8, "evaluating")
+    assert progress()["eta_s"] is None
+    clock.now += 2
+    run.progress(4, 8, "evaluating")
+    assert progress()["eta_s"] == 8.0
     run.progress(8, 8)
     assert progress()["eta_s"] == 0.0
+    clock.now += 1
+    run.progress(0, 8, "once more")
+    clock.now += 1
+    run.progress(1, 8, "once more")
+    assert progress()["eta_s"] == 7.0
 
 
 def test_progress_is_written_five_times_a_second_and_at_the_end(clock):

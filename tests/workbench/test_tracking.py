@@ -9,6 +9,7 @@ import sys
 import nbclient
 import nbformat
 import pytest
+from jupyter_client.manager import AsyncKernelManager
 
 from rlhf_lab.workbench import tracking
 from rlhf_lab.workbench.runs import read_metrics, read_status
@@ -94,9 +95,7 @@ def test_offline_runs_have_their_labels_config_and_summary(offline):
 def test_metrics_are_drawn_against_the_runs_own_step(offline):
     records = inspect(offline[0] / "done")
     defined = [record["metric"] for record in records if record["type"] == "metric"]
-    assert {"glob_name": "*", "step_metric": "episode"}.items() <= next(
-        m for m in defined if "glob_name" in m
-    ).items()
+    assert {"glob_name": "*", "step_metric": "episode"}.items() <= next(m for m in defined if "glob_name" in m).items()
     items = [record["history"]["item"] for record in records if record["type"] == "history"]
     assert [(item["episode"], item["objective/kl"]) for item in items if "objective/kl" in item] == [
         (64, 0.5),
@@ -194,13 +193,14 @@ class Failing:
     """A wandb run whose every call fails, as when its service has died."""
 
     def __getattr__(self, name):
-        raise ConnectionError(f"no service for {KEY}")
+        raise ConnectionError(f"no service for {KEY} or {os.environ['WANDB_API_KEY']}")
 
 
 def test_a_wandb_that_breaks_later_costs_one_line(tmp_path, capsys, monkeypatch):
     from rlhf_lab.workbench.runs import Run
 
     monkeypatch.setenv("WANDB_MODE", "disabled")
+    monkeypatch.setenv("WANDB_API_KEY", "a key of another shape")
     run = Run.start("ppo", TrackingConfig(), run_dir=tmp_path / "one")
     run.tracker._run = Failing()
     capsys.readouterr()
@@ -208,7 +208,7 @@ def test_a_wandb_that_breaks_later_costs_one_line(tmp_path, capsys, monkeypatch)
     run.log({"a": 2.0}, step=2)
     run.finish({})
     said = [line for line in capsys.readouterr().out.splitlines() if line.startswith("wandb")]
-    assert said == ["wandb could not log (no service for <key>); the run goes on without it"]
+    assert said == ["wandb could not log (no service for <key> or <key>); the run goes on without it"]
     assert len(read_metrics(run.path)) == 2
 
 
@@ -254,10 +254,14 @@ def test_in_a_notebook_wandb_keeps_no_copies_of_what_is_displayed(tmp_path, monk
     cells = [
         "shell = get_ipython()\nbefore = shell.display_pub.publish",
         HEAD + "run = Run.start('ppo', Stage(), run_dir='one')",
-        "print(shell.display_pub.publish == before)",
-        "run.finish({})",
+        "print(shell.display_pub.publish == before, run.tracker._run.settings._jupyter)",
+        "run.log_samples([{'a': 1}], step=1)\nrun.finish({})",
         "print(shell.display_pub.publish == before)",
     ]
     notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(cell) for cell in cells])
-    nbclient.NotebookClient(notebook, timeout=60, kernel_name="python3").execute()
-    assert [notebook.cells[index].outputs[0].text for index in (2, 4)] == ["True\n", "True\n"]
+    # as JupyterLab names it, from which wandb tells a notebook
+    kernel = AsyncKernelManager(kernel_name="python3", connection_file=str(tmp_path / "jupyter-kernel.json"))
+    nbclient.NotebookClient(notebook, km=kernel, timeout=60).execute()
+    printed = ["".join(output.text for output in cell.outputs) for cell in notebook.cells]
+    assert (printed[2], printed[4]) == ("True True\n", "True\n")
+    assert [len(text.splitlines()) for text in printed] == [0, 2, 1, 1, 1]  # nothing of wandb's own
