@@ -183,7 +183,7 @@ def _verdicts(ours: pd.DataFrame, labels: dict[str, str], places: list[str]) -> 
         here = {f"{name}_{order}": name for name in _ANSWER if f"{name}_{order}" in ours}
         if {*_WORDS} & set(here.values()):
             common = ours[[name for name in names if name not in _ANSWER]]
-            parts.append(common.join(ours[list(here)].rename(columns=here)).assign(order=0))
+            parts.append(common.join(ours[list(here)].rename(columns=here)).assign(order=order))
     told = [_told(part, ours, labels, places) for part in parts or [ours[names].copy()]]
     verdicts = pd.concat(told, ignore_index=True)
     words = [f"{name}{end}" for name in _WORDS for end in ("", "_0", "_1") if f"{name}{end}" in ours]

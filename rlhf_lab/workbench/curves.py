@@ -103,9 +103,7 @@ def live_curves(run: "Run", names: Sequence[str], **options: Any) -> LiveCurves:
     return LiveCurves(run, names, **options)
 
 
-def _curve(
-    ax: Axes, metrics: pd.DataFrame, name: str, x: str | None, band: tuple[float, float] | None
-) -> None:
+def _curve(ax: Axes, metrics: pd.DataFrame, name: str, x: str | None, band: tuple[float, float] | None) -> None:
     ax.set_title(name, fontsize=9 if len(name) < 25 else 8)
     rows = metrics[[x, name] if x else [name]].dropna() if name in metrics else pd.DataFrame()
     if rows.empty:

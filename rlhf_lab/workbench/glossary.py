@@ -70,9 +70,7 @@ GLOSSARY: dict[str, Metric] = {
     "policy/entropy_avg": Metric(
         "mean_t H(pi(. | s_t))", "nats per token", None, "A slow decline is normal; a fast one is collapse."
     ),
-    "policy/grad_norm": Metric(
-        "norm of the policy's gradient before clipping", "1", None, "Spikes announce trouble."
-    ),
+    "policy/grad_norm": Metric("norm of the policy's gradient before clipping", "1", None, "Spikes announce trouble."),
     "loss/policy_avg": Metric(
         "mean_t max(-A r, -A clip(r, 1 - eps, 1 + eps))",
         "1",
@@ -100,9 +98,7 @@ GLOSSARY: dict[str, Metric] = {
         (0.0, 1.0),
         "From 0 or less towards 1; still at 0 after 50 updates, the critic does not learn.",
     ),
-    "val/grad_norm": Metric(
-        "norm of the critic's gradient before clipping", "1", None, "Spikes announce trouble."
-    ),
+    "val/grad_norm": Metric("norm of the critic's gradient before clipping", "1", None, "Spikes announce trouble."),
     "val/num_eos_tokens": Metric(
         "number of replies that ended with EOS", "replies per batch", None, "Should approach the batch."
     ),
@@ -125,23 +121,16 @@ GLOSSARY: dict[str, Metric] = {
         "Falling: the policy forgets to stop.",
     ),
     "time/rollout": Metric("time to sample the batch", "s", None, "Grows with the length of replies."),
-    "time/score": Metric(
-        "time to score the batch", "s", None, "Rewards, reference log-probabilities and values."
-    ),
-    "time/train": Metric(
-        "time of the gradient steps", "s", None, "All epochs and minibatches of the update."
-    ),
+    "time/score": Metric("time to score the batch", "s", None, "Rewards, reference log-probabilities and values."),
+    "time/train": Metric("time of the gradient steps", "s", None, "All epochs and minibatches of the update."),
     "lr": Metric("learning rate of the next step", "1", None, "Follows the schedule."),
     "episode": Metric("replies sampled since the start", "replies", None, "The x-axis of PPO."),
-    "global_step": Metric(
-        "optimizer steps since the start", "steps", None, "The x-axis of SFT and the reward model."
-    ),
+    "global_step": Metric("optimizer steps since the start", "steps", None, "The x-axis of SFT and the reward model."),
     "gold/mean": Metric(
         "mean gold reward",
         "reference standard deviations",
         None,
-        "The truth that only a sandbox knows. Should rise with the proxy; where it falls, that is "
-        "over-optimisation.",
+        "The truth that only a sandbox knows. Should rise with the proxy; where it falls, that is over-optimisation.",
     ),
     "gold/win_rate": Metric(
         "P(gold of the policy's reply > gold of the reference's), ties 1/2",
@@ -168,8 +157,7 @@ GLOSSARY: dict[str, Metric] = {
         "P(score of the chosen > score of the rejected), ties 1/2",
         "share of comparisons",
         (0.6, 0.85),
-        "People agree with each other on about 0.73; above 0.85 on their labels, look for a leak. "
-        "1/2 is guessing.",
+        "People agree with each other on about 0.73; above 0.85 on their labels, look for a leak. 1/2 is guessing.",
     ),
     "eval/gap": Metric(
         "mean score of the chosen - score of the rejected", "reward", None, "Grows as the model grows sure."

@@ -22,6 +22,7 @@ from typing import Any, NamedTuple
 from rlhf_lab.errors import LabError, RunFailed
 
 GRACE = 20.0  # seconds an interrupted cell has to end before its kernel is killed
+START_S = 180  # seconds a kernel may take to start on a busy machine
 SOCKET_PATH_LIMIT = 100  # a Unix socket's path may have 104 to 108 characters
 
 
@@ -31,6 +32,7 @@ class Position(NamedTuple):
     cell: int
     cells: int
     since: float
+    heading: str = ""  # the last one above the cell
 
 
 class _Stopped(Exception):
@@ -112,6 +114,7 @@ class Execution:
             kernel_name="python3",
             language="python",
             progress_bar=False,
+            start_timeout=START_S,
             autosave_cell_every=5,
             kernel_manager_class=kernel_manager_class,
             on_cell_start=self._cell_starts,
@@ -125,8 +128,13 @@ class Execution:
         self.position = Position(0, len(notebook.cells), time.time())
 
     def _cell_starts(self, cell: Any, cell_index: int) -> None:
-        pass
-        self.position = Position(cell_index + 1, self.position.cells, time.time())
+        if self._stopping:
+            raise _Stopped
+        heading = self.position.heading
+        if cell.cell_type == "markdown":
+            found = re.findall(r"^#{1,4} +(.+)$", cell.source, flags=re.MULTILINE)
+            heading = re.sub(r"[*_`$#]", "", found[-1]).strip() if found else heading
+        self.position = Position(cell_index + 1, self.position.cells, time.time(), heading)
 
 
 def execute(
@@ -150,7 +158,7 @@ def execute(
     try:
         while not execution.wait(every):
             tick(execution.position)
-    except KeyboardInterrupt:
+    except BaseException:  # Ctrl-C above all, but no other error of the caller's may leave a kernel behind either
         execution.stop()
         raise
     execution.raise_for_error()

@@ -38,21 +38,17 @@ def read_parameters(config_class: type[C], namespace: Mapping[str, Any]) -> C:
     fields = set(config_class.model_fields)
     history = namespace.get("In")
     if not isinstance(history, list):
-        return config_class.parse(
-            {name: namespace[name] for name in fields if name in namespace}, source=SOURCE
-        )
+        return config_class.parse({name: namespace[name] for name in fields if name in namespace}, source=SOURCE)
     names = _parameter_names(history, fields)
     return config_class.parse({name: namespace[name] for name in names if name in namespace}, source=SOURCE)
 
 
 def _parameter_names(history: list[str], fields: set[str]) -> list[str]:
-    cells = [
-        cell for cell in map(_read_cell, history) if cell and (cell.injected or fields & cell.names.keys())
-    ]
+    cells = [cell for cell in map(_read_cell, history) if cell and (cell.injected or fields & cell.names.keys())]
     own = [len(fields & cell.names.keys()) if not cell.injected else 0 for cell in cells]
     most = max(own, default=0)
-    if most:  # half as many names is the same cell, edited; fewer is a cell that changes a value or two
-        last = max(index for index, count in enumerate(own) if 2 * count >= most)
+    if most:  # most of these names: the same cell, edited; fewer: a cell that changes a value or two
+        last = max(index for index, count in enumerate(own) if 2 * count > most)
         declared, later = [cells[last]], cells[last + 1 :]
     else:
         declared, later = [], cells
@@ -70,9 +66,7 @@ def _refuse_stale(declared: list[_Cell], injected: list[_Cell]) -> None:
     for cell in declared if injected else []:
         for name, literal in cell.names.items():
             if not literal and name not in injected[0].names:
-                raise LabError(
-                    f"{SOURCE}: '{name}' is computed, but the injected parameters come later; use a literal"
-                )
+                raise LabError(f"{SOURCE}: '{name}' is computed, but the injected parameters come later; use a literal")
 
 
 def _read_cell(source: str) -> _Cell | None:

@@ -97,6 +97,9 @@ def run_experiment(
     stream = stream or sys.stdout
     plan = validate(file, overrides)
     record = _reserve(plan, command or shlex.join(["rlhf-lab", "run", str(file), *_options(overrides)]))
+    if not quiet:
+        names = ", ".join(stage.name for stage in plan.stages)
+        print(f"{plan.experiment}: {names}, in {shown(record.folder)}", file=stream, flush=True)
     began = time.monotonic()
     done: dict[str, Path] = {}
     try:

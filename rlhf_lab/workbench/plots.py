@@ -110,9 +110,7 @@ def proxy_gold(
     """
     missing = [name for name in (proxy, gold, kl) if name not in metrics]
     if missing:
-        raise LabError(
-            f"proxy_gold: the metrics have no '{missing[0]}'; they have {', '.join(metrics.columns)}"
-        )
+        raise LabError(f"proxy_gold: the metrics have no '{missing[0]}'; they have {', '.join(metrics.columns)}")
     fig, axes = empty_figure(1, 1, height=3.4)
     ax = axes[0, 0]
     for name, label, color in ((proxy, "proxy", ORANGE), (gold, "gold", BLUE)):
@@ -141,17 +139,13 @@ def calibration(probabilities: Sequence[float], outcomes: Sequence[float], bins:
     """
     said, happened = np.asarray(probabilities, dtype=float), np.asarray(outcomes, dtype=float)
     if said.shape != happened.shape or not len(said) or not ((said >= 0) & (said <= 1)).all():
-        raise LabError(
-            "calibration: give as many outcomes as probabilities, at least one, and all p in [0, 1]"
-        )
+        raise LabError("calibration: give as many outcomes as probabilities, at least one, and all p in [0, 1]")
     table = calibration_table(said, happened, bins)
     fig, axes = empty_figure(2, 1, height=4.6, width=5.4, ratios=(4, 1))
     ax, counts = axes[:, 0]
     ax.plot([0, 1], [0, 1], color=GREY, linewidth=1, linestyle="--")
     error = [table["share"] - table["low"], table["high"] - table["share"]]
-    ax.errorbar(
-        table["said"], table["share"], yerr=error, color=BLUE, marker="o", markersize=4.5, capsize=2.5
-    )
+    ax.errorbar(table["said"], table["share"], yerr=error, color=BLUE, marker="o", markersize=4.5, capsize=2.5)
     gap = np.average((table["share"] - table["said"]).abs(), weights=table["n"])
     ax.text(0.03, 0.95, f"mean gap {gap:.3f}", transform=ax.transAxes, va="top", color=INK)
     ax.set(xlim=(-0.02, 1.02), ylim=(-0.02, 1.02), ylabel="share that happened")

@@ -40,7 +40,8 @@ class ProgressLine:
             return progress
         if not position.cell:
             return "starting"
-        return f"cell {position.cell} of {position.cells}"
+        heading = f"{position.heading[:40]}, " if position.heading else ""
+        return f"{heading}cell {position.cell} of {position.cells}"
 
     def _write(self, line: str, ending: str) -> None:
         if self.in_place:

@@ -189,9 +189,7 @@ def read_jsonl(path: Path) -> list[dict[str, Any]]:
         except ValueError:  # also the UnicodeDecodeError of a character torn in two
             if number == len(lines):  # nothing ended this line: the writer was killed in the middle of it
                 break
-            raise LabError(
-                f"{path}, line {number} is broken: it is not a JSON object; mend or delete it"
-            ) from None
+            raise LabError(f"{path}, line {number} is broken: it is not a JSON object; mend or delete it") from None
         rows.append(row)
     return rows
 

@@ -36,6 +36,8 @@ def write_report(record: "ExperimentRecord") -> Path:
             write_text(folder / f"{stage.name}.html", read.html)
             write_text(stage.run_dir / "report.html", read.html.replace(back, ""))
         cards.append(_card(stage, read))
+    if (record.folder / "results.json").is_file():
+        shutil.copy(record.folder / "results.json", folder)
     write_text(folder / "index.html", page(record.experiment, _index(record, cards)))
     return folder / "index.html"
 
@@ -60,7 +62,7 @@ def _index(record: "ExperimentRecord", cards: list[str]) -> str:
 {"".join(cards)}
 <footer>
 <p>Made by <code>{escape(record.command)}</code>. The same numbers are in
-<a href="../results.json">results.json</a>.</p>
+<a href="results.json">results.json</a>.</p>
 </footer>
 </main>"""
 

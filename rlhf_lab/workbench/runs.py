@@ -120,9 +120,7 @@ class Run:
         text = yaml.safe_dump(facts | {"config": resolved}, sort_keys=False, allow_unicode=True)
         write_text(path / "config.yaml", text)
         print(f"{stage} run: {_shown(path)}", flush=True)
-        tracker = Tracker(
-            tracking, path=path, status=status, config=resolved | {"run": facts}, step_name=step_name
-        )
+        tracker = Tracker(tracking, path=path, status=status, config=resolved | {"run": facts}, step_name=step_name)
         run = cls(path, status, tracker, step_name)
         session.watch(run)
         tracker.start()

@@ -44,9 +44,7 @@ class TrackingConfig(Config):
 class Tracker:
     """One run in wandb. Whatever wandb does, no method raises."""
 
-    def __init__(
-        self, labels: TrackingConfig, *, path: Path, status: Status, config: dict[str, Any], step_name: str
-    ):
+    def __init__(self, labels: TrackingConfig, *, path: Path, status: Status, config: dict[str, Any], step_name: str):
         self.url = ""  # of the run on the server, when online
         self._labels, self._path, self._status = labels, path, status
         self._config, self._step_name = config, step_name
@@ -141,9 +139,7 @@ class Tracker:
                 config=self._config,
                 project=_label(labels.project, "WANDB_PROJECT", TrackingConfig().project),
                 entity=labels.entity or None,
-                group=_label(
-                    labels.group or self._status.experiment, "WANDB_RUN_GROUP", self._status.experiment
-                ),
+                group=_label(labels.group or self._status.experiment, "WANDB_RUN_GROUP", self._status.experiment),
                 job_type=_label(labels.job_type or self._status.stage, "WANDB_JOB_TYPE", self._status.stage),
                 tags=labels.tags or None,
                 notes=labels.notes or None,
@@ -196,11 +192,7 @@ def _label(value: str, variable: str, default: str) -> str | None:
 
 
 def _cell(value: Any) -> Any:
-    return (
-        value
-        if value is None or isinstance(value, str | int | float)
-        else json.dumps(value, ensure_ascii=False)
-    )
+    return value if value is None or isinstance(value, str | int | float) else json.dumps(value, ensure_ascii=False)
 
 
 def _safe(error: Exception) -> str:

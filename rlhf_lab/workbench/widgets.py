@@ -51,9 +51,7 @@ def ask(
             if score is not None:
                 row["score"] = f"{float(score(prompt, row['reply'])):.2f}"
             if gold_parts is not None:
-                row |= {
-                    part: f"{float(value):.2f}" for part, value in gold_parts(prompt, row["reply"]).items()
-                }
+                row |= {part: f"{float(value):.2f}" for part, value in gold_parts(prompt, row["reply"]).items()}
         except Exception as error:  # whatever a user's function raises must not break the box
             row["reply"] = row.get("reply", "") + f"[{type(error).__name__}: {one_line(str(error), 200)}]"
         rows.append(row)

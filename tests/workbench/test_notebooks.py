@@ -25,6 +25,7 @@ def test_parameters_and_working_directory_reach_the_kernel(tmp_path, monkeypatch
     monkeypatch.chdir(caller)
     notebook = write_notebook(
         tmp_path / "folder" / "a.ipynb",
+        "# # Title\n\n## The *first* part",
         "import os, sys\nprint(lr * 2, policy, type(steps).__name__)",
         "print(os.getcwd() + '|' + sys.executable + '|' + os.environ['RLHF_LAB_HEADLESS'])",
         'from ipykernel.connect import get_connection_info as info\nprint(\'"transport": "ipc"\' in info())',
@@ -39,7 +40,8 @@ def test_parameters_and_working_directory_reach_the_kernel(tmp_path, monkeypatch
     assert second.strip().endswith("|1")
     assert uses_sockets == "True\n"  # so no two runs can want the same port
     assert [p.cell for p in seen] == sorted(p.cell for p in seen)
-    assert {p.cells for p in seen if p.cell} == {5}  # four cells and the injected one
+    assert {p.cells for p in seen if p.cell} == {6}  # five cells and the injected one
+    assert seen[-1].heading == "The first part"
     assert not list(tmp_path.glob("*.log"))  # the kernel had nothing to say
 
 

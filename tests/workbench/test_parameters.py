@@ -119,15 +119,12 @@ def test_injected_values_come_after_the_notebooks_own():
 
 
 def test_other_variables_do_not_matter():
-    cfg = read(
-        "import math", OWN, "total = 3\nlabels = ['x']", "def f():\n    lr = 3", "total = 4; batch = 16"
-    )
+    cfg = read("import math", OWN, "total = 3\nlabels = ['x']", "def f():\n    lr = 3", "total = 4; batch = 16")
     assert cfg == Stage(lr=1e-5, batch=16)
+    assert read("lr = 0.5\nbatch = 2", "total = 4; batch = 16") == Stage(lr=0.5, batch=16)
 
 
-@pytest.mark.parametrize(
-    "cell", [OWN + "bacth = 3", "# Parameters\nbacth = 3", "# Parameters\nlr = 1.0\nbacth = 3"]
-)
+@pytest.mark.parametrize("cell", [OWN + "bacth = 3", "# Parameters\nbacth = 3", "# Parameters\nlr = 1.0\nbacth = 3"])
 def test_an_unknown_name_in_a_parameters_cell_is_refused(cell):
     with pytest.raises(LabError, match="the parameters cell: unknown parameter 'bacth'.*'batch'"):
         read(OWN, cell)

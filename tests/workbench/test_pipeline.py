@@ -299,13 +299,13 @@ def test_progress_is_one_line_redrawn_in_place(tmp_path):
     stream = Terminal()
     line = ProgressLine(stream, 2, 4, "rm", 5, tmp_path)
     line.update(Position(0, 0, 0.0))
-    line.update(Position(3, 20, 0.0))
+    line.update(Position(3, 20, 0.0, "The data"))
     (tmp_path / "progress.json").write_text('{"done": 45, "total": 120, "text": "training", "eta_s": 13.2}')
     line.update(Position(3, 20, 0.0))
     line.end("done in 0:33")
     first, second, third, last = stream.getvalue().split("\r")[1:]
     assert first == "[2/4] rm      starting   (elapsed 0:00)\x1b[K"
-    assert second == "[2/4] rm      cell 3 of 20   (elapsed 0:00)\x1b[K"
+    assert second == "[2/4] rm      The data, cell 3 of 20   (elapsed 0:00)\x1b[K"
     assert third == "[2/4] rm      training 45/120   0:13 left   (elapsed 0:00)\x1b[K"
     assert last == "[2/4] rm      done in 0:33\x1b[K\n"
 

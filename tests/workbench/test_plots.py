@@ -76,9 +76,7 @@ NAMES = [
 
 def texts(fig):
     """Everything written in a figure."""
-    return [
-        text.get_text() for text in fig.findobj(lambda part: hasattr(part, "get_text")) if text.get_text()
-    ]
+    return [text.get_text() for text in fig.findobj(lambda part: hasattr(part, "get_text")) if text.get_text()]
 
 
 # --- glossary
