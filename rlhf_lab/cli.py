@@ -33,6 +33,7 @@ def _parser() -> argparse.ArgumentParser:
 
     run = commands.add_parser("run", help="run an experiment file", description=_run.__doc__)
     run.add_argument("--quiet", "-q", action="store_true", help="no progress lines")
+    run.add_argument("--record", metavar="FILE", help="append the results of a finished run to this .jsonl file")
     run.set_defaults(call=_run)
 
     check = commands.add_parser("validate", help="check an experiment file", description=_validate.__doc__)
@@ -48,6 +49,10 @@ def _parser() -> argparse.ArgumentParser:
             help="set a parameter of every stage that has it, or with STAGE.KEY=VALUE of one stage",
         )
 
+    summary = commands.add_parser("summarise", help="mean and interval of recorded results", description=_summarise.__doc__)
+    summary.add_argument("file", help="a file of recorded results, such as experiments/reference/quickstart.jsonl")
+    summary.set_defaults(call=_summarise)
+
     doctor = commands.add_parser("doctor", help="check the installation", description=_doctor.__doc__)
     doctor.set_defaults(call=_doctor)
     return parser
@@ -59,7 +64,19 @@ def _run(options: argparse.Namespace) -> int:
 
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # a polite kill stops a run as Ctrl-C does
     command = shlex.join(["rlhf-lab", *sys.argv[1:]]) if sys.argv[1:] else ""
-    run_experiment(options.file, options.parameters, quiet=options.quiet, command=command)
+    record = run_experiment(options.file, options.parameters, quiet=options.quiet, command=command)
+    if options.record:
+        from rlhf_lab.workbench.reference import record_results
+
+        record_results(record, options.record)
+    return 0
+
+
+def _summarise(options: argparse.Namespace) -> int:
+    """Mean and 95% interval of every number in a file of recorded results, the seed as the unit."""
+    from rlhf_lab.workbench.reference import as_text
+
+    print(as_text(options.file))
     return 0
 
 

@@ -28,7 +28,7 @@ from rlhf_lab.training.rollouts import Rollout, rollout
 class PPOConfig(Config):
     """The settings of PPO. Defaults suit the sandbox; papers' values stand in the experiment files."""
 
-    updates: int = Field(40, ge=1)  # rollouts, each followed by `epochs` passes over it
+    updates: int = Field(60, ge=1)  # rollouts, each followed by `epochs` passes over it
     batch_size: int = Field(128, ge=1)  # prompts in a rollout
     samples_per_prompt: int = Field(1, ge=1)
     minibatches: int = Field(2, ge=1)  # optimizer steps in one epoch
@@ -36,8 +36,8 @@ class PPOConfig(Config):
     epochs: int = Field(2, ge=1)
     max_new_tokens: int = Field(40, ge=1)
     temperature: float = Field(1.0, gt=0)  # divides the logits of policy and reference alike
-    lr: float = Field(3e-4, ge=0)  # Adam, decayed linearly to 0 over the run
-    critic_lr: float = Field(3e-4, ge=0)
+    lr: float = Field(5e-4, ge=0)  # Adam, decayed linearly to 0 over the run
+    critic_lr: float = Field(5e-4, ge=0)
     adam_eps: float = Field(1e-5, gt=0)
     kl_coef: float = Field(0.05, ge=0)  # nats to reward: the penalty on log pi/pi_ref of each token
     clip: float = Field(0.2, gt=0)

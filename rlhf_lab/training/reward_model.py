@@ -23,7 +23,7 @@ class RewardModelConfig(Config):
 
     epochs: int = Field(1, ge=1)
     batch_size: int = Field(16, ge=1)  # prompts in an optimizer step, each with all its ranked replies
-    lr: float = Field(5e-4, ge=0)  # AdamW peak, decayed by a cosine to a tenth
+    lr: float = Field(1e-3, ge=0)  # AdamW peak, decayed by a cosine to a tenth
     warmup_ratio: float = Field(0.05, ge=0, le=1)
     weight_decay: float = Field(0.0, ge=0)
     adam_eps: float = Field(1e-5, gt=0)

@@ -11,7 +11,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 _CAPITALS = {"sft": "SFT", "ppo": "PPO", "kl": "KL", "eos": "EOS", "rlhf": "RLHF", "rm": "RM", "llm": "LLM"}
-_UNITS = {r"gold(?!.*(win|rate|accuracy))": "sd", r"kl\b": "nats", r"words\b": "words"}  # by the key's beginning
+_UNITS = {r"gold(?!.*(win|rate|accuracy))": "sd", r"kl\b": "nats"}  # by the key's beginning
 _BRACKETS = re.compile(r"^(.*?)\s*[\[(]([^\])]*)[\])]$")
 
 

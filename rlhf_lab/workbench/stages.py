@@ -43,7 +43,7 @@ class SFTStage(StageConfig, SFTConfig):
     model: str = "sandbox"  # the base: a path, a hub id, or the sandbox's own
     demonstrations: str = "sandbox"  # a file or hub id with columns prompt and completion
     columns: dict[str, str] = {}  # our column name -> theirs
-    n_demonstrations: int = Field(400, ge=1)
+    n_demonstrations: int = Field(1000, ge=1)
     prompts: str = "sandbox"  # held-out prompts to answer before and after
     max_new_tokens: int = Field(40, ge=1)
 
@@ -60,9 +60,9 @@ class RewardModelStage(StageConfig, RewardModelConfig):
     columns: dict[str, str] = {}
     heldout: str = "sandbox"  # comparisons to test on, in the same format
     demonstrations: str = "sandbox"  # replies whose mean score becomes 0
-    n_prompts: int = Field(250, ge=1)  # prompts with ranked replies
+    n_prompts: int = Field(1000, ge=1)  # prompts with ranked replies
     n_heldout: int = Field(500, ge=1)
-    k: int = Field(2, ge=2, le=9)  # replies ranked for each prompt
+    k: int = Field(4, ge=2, le=9)  # replies ranked for each prompt
     max_new_tokens: int = Field(40, ge=1)
     labeler: LabelerConfig = LabelerConfig()
 

@@ -87,7 +87,7 @@ def test_every_experiment_file_fits_its_notebook():
     from rlhf_lab.workbench.validate import validate
 
     files = [p for p in (ROOT / "experiments").rglob("*.yaml") if "reference" not in p.parts and "log" not in p.parts]
-    assert len(files) >= 7
+    assert len(files) >= 6
     for file in files:
         assert validate(file).stages, file
         assert isinstance(yaml.safe_load(file.read_text()), dict)

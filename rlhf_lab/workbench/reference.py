@@ -1,0 +1,63 @@
+"""Recorded results: one line for each finished seed, and their mean with the seed as the unit.
+
+A line is appended when a run has ended well and never changed. What a README says is read off these files.
+"""
+
+import json
+import os
+import platform
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from rlhf_lab.errors import LabError
+from rlhf_lab.workbench.evaluation import mean_interval
+from rlhf_lab.workbench.pipeline import ExperimentRecord
+from rlhf_lab.workbench.records import append_line, read_jsonl
+
+
+def record_results(experiment: ExperimentRecord, file: str | Path) -> None:
+    """Append a finished experiment's results to a file of recorded results. Errors: `LabError` if it did not finish."""
+    if experiment.state != "done":
+        raise LabError(f"{experiment.experiment} is {experiment.state}; only a finished run is recorded in {file}")
+    line = {
+        "seed": experiment.seed,
+        "experiment": experiment.experiment,
+        "command": experiment.command,
+        "commit": experiment.commit,
+        "hardware": f"{platform.machine()}, {os.cpu_count()} cores",
+        "seconds": round(experiment.seconds, 1),
+        "results": {stage.name: stage.results for stage in experiment.stages},
+    }
+    Path(file).parent.mkdir(parents=True, exist_ok=True)
+    append_line(Path(file), line)
+
+
+def summarise(file: str | Path) -> pd.DataFrame:
+    """Mean and 95% interval of every recorded number, the seed as the unit: index stage and result.
+
+    Columns mean, low, high, seeds. The last line of a seed counts. Errors: `LabError` if nothing is recorded.
+    """
+    path = Path(file)
+    rows = {row["seed"]: row for row in read_jsonl(path)} if path.is_file() else {}
+    if not rows:
+        raise LabError(f"{file}: no recorded results; make some with `rlhf-lab run FILE -p seed=N --record {file}`")
+    numbers: dict[tuple[str, str], list[Any]] = {}
+    for row in rows.values():
+        for stage, results in row["results"].items():
+            for name, value in results.items():
+                if isinstance(value, int | float):
+                    numbers.setdefault((stage, name), []).append(value)
+    table = {key: [*mean_interval(values), len(values)] for key, values in numbers.items()}
+    return pd.DataFrame.from_dict(table, orient="index", columns=["mean", "low", "high", "seeds"]).set_axis(
+        pd.MultiIndex.from_tuples(table, names=["stage", "result"])
+    )
+
+
+def as_text(file: str | Path) -> str:
+    """The summary as a table for the terminal, with the commands that made it."""
+    seeds = sorted({row["seed"] for row in read_jsonl(Path(file))}) if Path(file).is_file() else []
+    table = summarise(file)
+    with pd.option_context("display.max_rows", None, "display.width", 120):
+        return f"{table.round(3)}\nseeds {json.dumps(seeds)}, 95% intervals by Student's t over seeds"
