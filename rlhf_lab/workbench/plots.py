@@ -165,7 +165,8 @@ def calibration_table(said: np.ndarray, happened: np.ndarray, bins: int = 10) ->
         z2 = stats.norm.ppf(0.975) ** 2
         center = (share + z2 / (2 * n)) / (1 + z2 / n)
         half = np.sqrt(z2 * (share * (1 - share) / n + z2 / (4 * n * n))) / (1 + z2 / n)
-        rows.append(((index + 0.5) / bins, said[inside].mean(), share, center - half, center + half, n))
+        low, high = min(share, center - half), max(share, center + half)  # at 0 and 1 rounding may cross the share
+        rows.append(((index + 0.5) / bins, said[inside].mean(), share, low, high, n))
     return pd.DataFrame(rows, columns=["middle", "said", "share", "low", "high", "n"])
 
 

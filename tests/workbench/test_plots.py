@@ -336,3 +336,12 @@ def test_figures_leave_the_users_style_and_pyplot_alone(metrics):
     reward_histogram([1.0, 2.0], [2.0])
     assert dict(plt.rcParams) == before
     assert plt.get_fignums() == []  # or a notebook would show each figure twice
+
+
+def test_calibration_is_drawn_where_everything_or_nothing_happened():
+    """The Wilson interval touches the share at 0 and 1; rounding must not carry it across."""
+    for n in range(1, 200):
+        for happened in (0.0, 1.0):
+            table = calibration_table(np.full(n, 0.3), np.full(n, happened))
+            assert table["low"][0] <= happened <= table["high"][0]
+    calibration(np.full(7, 0.95), np.ones(7))
