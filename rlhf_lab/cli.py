@@ -49,7 +49,9 @@ def _parser() -> argparse.ArgumentParser:
             help="set a parameter of every stage that has it, or with STAGE.KEY=VALUE of one stage",
         )
 
-    summary = commands.add_parser("summarise", help="mean and interval of recorded results", description=_summarise.__doc__)
+    summary = commands.add_parser(
+        "summarise", help="mean and interval of recorded results", description=_summarise.__doc__
+    )
     summary.add_argument("file", help="a file of recorded results, such as experiments/reference/quickstart.jsonl")
     summary.set_defaults(call=_summarise)
 

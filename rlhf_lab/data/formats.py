@@ -96,9 +96,7 @@ def ranking_row(row: Row) -> Row:
         raise RowProblem(f"has {len(given)} where two or more are expected", "completions")
     if isinstance(prompt, list):
         given = [[{"role": "assistant", "content": one}] if isinstance(one, str) else one for one in given]
-    completions = [
-        check.reply(one, "completions", prompt, f"item {number} is") for number, one in enumerate(given, 1)
-    ]
+    completions = [check.reply(one, "completions", prompt, f"item {number} is") for number, one in enumerate(given, 1)]
     return {
         "prompt": prompt,
         "completions": completions,
@@ -193,9 +191,7 @@ def rankings_to_preferences(dataset: Dataset) -> Dataset:
                 best, worst = sorted((one, two), key=lambda pair: pair[0])
                 rows.append({"prompt": row["prompt"], "chosen": best[1], "rejected": worst[1]})
     if not rows:
-        raise LabError(
-            "rankings_to_preferences: no two completions of a prompt differ in rank; give ranks that do"
-        )
+        raise LabError("rankings_to_preferences: no two completions of a prompt differ in rank; give ranks that do")
     return Dataset.from_list(rows)
 
 

@@ -126,9 +126,7 @@ def _load(
     return _table(rows, places, kept)
 
 
-def _rows(
-    what: str, parts: list, columns: dict, limit: int | None
-) -> tuple[list[Row], list[Place], Problems]:
+def _rows(what: str, parts: list, columns: dict, limit: int | None) -> tuple[list[Row], list[Place], Problems]:
     """The rows of the kind asked for, where each came from, and what could not be used."""
     convert = formats.CONVERT[what]
     rows, places, problems = [], [], Problems(columns)
@@ -179,9 +177,5 @@ def _unlike(name: str, values: list, places: list[Place], error: Exception) -> L
     first = next(sort for sort in sorts if sort != "null")
     for place, sort in zip(places, sorts, strict=True):
         if sort not in (first, "null"):
-            return LabError(
-                f"{place}, column {names([name])}: is {sort} where the rows before have {first}; mend it"
-            )
-    return LabError(
-        f"{places[0].file}, column {names([name])}: cannot be a column: {one_line(error)}; mend it"
-    )
+            return LabError(f"{place}, column {names([name])}: is {sort} where the rows before have {first}; mend it")
+    return LabError(f"{places[0].file}, column {names([name])}: cannot be a column: {one_line(error)}; mend it")

@@ -72,13 +72,9 @@ def _files(folder: Path, split: str) -> list[Path]:
     """The data files of a folder, by name. Files named after splits are told apart by `split`."""
     files = sorted(file for file in folder.iterdir() if file.is_file() and file_type(file))
     if not files:
-        raise LabError(
-            f"{folder}: no file in this directory ends in {', '.join(SUFFIXES)}; give one that has some"
-        )
+        raise LabError(f"{folder}: no file in this directory ends in {', '.join(SUFFIXES)}; give one that has some")
     if len(types := {file_type(file) for file in files}) > 1:
-        raise LabError(
-            f"{folder}: holds files of several types ({', '.join(sorted(types))}); name one file instead"
-        )
+        raise LabError(f"{folder}: holds files of several types ({', '.join(sorted(types))}); name one file instead")
     chosen = [file for file in files if _is_of(file, split)]
     if chosen:
         return chosen
@@ -96,9 +92,7 @@ def _file(path: Path) -> Source:
     readers = {".jsonl": _json_rows, ".json": _json_rows, ".csv": _csv_rows, ".parquet": _parquet_rows}
     kind = file_type(path)
     if not kind:
-        raise LabError(
-            f"{path}: unknown file type '{path.suffix}'; give {', '.join(SUFFIXES)}, or .gz after it"
-        )
+        raise LabError(f"{path}: unknown file type '{path.suffix}'; give {', '.join(SUFFIXES)}, or .gz after it")
     unit = "line" if kind in (".jsonl", ".csv") else "row"
     return Source(str(path), unit, _guarded(readers[kind](path), path), kind == ".csv")
 
@@ -151,11 +145,7 @@ def _json(text: str, where: str) -> Any:
     try:
         return json.loads(text)
     except json.JSONDecodeError as error:
-        at = (
-            f"line {error.lineno}, character {error.colno}"
-            if error.lineno > 1
-            else f"character {error.colno}"
-        )
+        at = f"line {error.lineno}, character {error.colno}" if error.lineno > 1 else f"character {error.colno}"
         raise LabError(f"{where}: broken JSON at {at} ({error.msg}); mend or delete it") from None
 
 
@@ -180,9 +170,7 @@ def _csv_rows(path: Path) -> Iterator[tuple[int, Row]]:
                 elif cells:
                     if len(cells) != len(header):
                         counts = f"{len(cells)} cells under a header of {len(header)}"
-                        raise LabError(
-                            f"{path}, line {line}: {counts}; quote cells that hold commas or line breaks"
-                        )
+                        raise LabError(f"{path}, line {line}: {counts}; quote cells that hold commas or line breaks")
                     yield line, dict(zip(header, cells, strict=True))
                 line = reader.line_num + 1
         except csv.Error as error:
@@ -228,6 +216,4 @@ def _or_error(load: Callable, source: str, what: str) -> Any:
         return load()
     except Exception as error:  # `datasets` raises a great many kinds, all of them about the source
         told = one_line(error) or type(error).__name__
-        raise LabError(
-            f"{source}: {what} ({told}); check the name and the network, or give a local path"
-        ) from None
+        raise LabError(f"{source}: {what} ({told}); check the name and the network, or give a local path") from None

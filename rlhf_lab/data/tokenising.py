@@ -41,9 +41,7 @@ def encode_prompt(tokenizer: "PreTrainedTokenizerBase", prompt: str) -> list[int
     return plain if plain[: len(opening)] == opening else opening + plain
 
 
-def encode_reply(
-    tokenizer: "PreTrainedTokenizerBase", completion: str, *, finished: bool = True
-) -> list[int]:
+def encode_reply(tokenizer: "PreTrainedTokenizerBase", completion: str, *, finished: bool = True) -> list[int]:
     """Token ids of a reply, with nothing before it, and one EOS behind it if and only if it is `finished`.
 
     The text may already end with the EOS, once or more often.
@@ -104,17 +102,13 @@ def render_reply(tokenizer: "PreTrainedTokenizerBase", prompt: list[Message], re
     whole = _apply(tokenizer, [*prompt, *reply], add_generation_prompt=False)
     if not whole.startswith(opening):
         what = "the chat template writes the prompt differently when a reply follows"
-        raise LabError(
-            f"{what}, so the reply has no exact start; set tokenizer.chat_template to one that does not"
-        )
+        raise LabError(f"{what}, so the reply has no exact start; set tokenizer.chat_template to one that does not")
     text = whole[len(opening) :]
     body, eos = text.rstrip(), tokenizer.eos_token
     return body.removesuffix(eos) if eos and body.endswith(eos) else text
 
 
-def _apply(
-    tokenizer: "PreTrainedTokenizerBase", messages: list[Message], *, add_generation_prompt: bool
-) -> str:
+def _apply(tokenizer: "PreTrainedTokenizerBase", messages: list[Message], *, add_generation_prompt: bool) -> str:
     from jinja2 import TemplateError  # comes with transformers, and is slow to load
 
     if not tokenizer.chat_template:
@@ -122,13 +116,9 @@ def _apply(
         what = "has no chat template, and the prompt is a list of messages"
         raise LabError(f"{name}: {what}; set tokenizer.chat_template, or give prompts and replies as text")
     try:
-        return tokenizer.apply_chat_template(
-            messages, tokenize=False, add_generation_prompt=add_generation_prompt
-        )
+        return tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=add_generation_prompt)
     except TemplateError as error:
-        raise LabError(
-            f"the chat template refuses the messages: {one_line(error)}; mend them or it"
-        ) from None
+        raise LabError(f"the chat template refuses the messages: {one_line(error)}; mend them or it") from None
 
 
 def to_text(dataset: Dataset, tokenizer: "PreTrainedTokenizerBase") -> Dataset:

@@ -122,9 +122,7 @@ def reply(value: Any, column: str, like: str | list[Message], what: str = "is") 
 def ranks(value: Any, count: int, column: str = "ranks") -> list[int]:
     """One whole number per completion, 0 for the best."""
     if not isinstance(value, list):
-        raise RowProblem(
-            f"is {kind(value)} where a list of whole numbers is expected (in CSV as JSON)", column
-        )
+        raise RowProblem(f"is {kind(value)} where a list of whole numbers is expected (in CSV as JSON)", column)
     if len(value) != count:
         raise RowProblem(f"has {len(value)} entries for {count} completions", column)
     if any(isinstance(rank, bool) or not isinstance(rank, int) for rank in value):
@@ -175,9 +173,7 @@ def _numbers(places: list[Place], file: str) -> str:
     return ", ".join(shown) + (f" and {rest} more" if rest else "")
 
 
-def check_columns(
-    wanted: list[tuple[str, ...]], available: list[str], columns: Mapping[str, str], file: str
-) -> None:
+def check_columns(wanted: list[tuple[str, ...]], available: list[str], columns: Mapping[str, str], file: str) -> None:
     """That one of the `wanted` sets of columns is there once `columns` (our name -> theirs) is applied.
 
     Errors: `LabError` that lists the columns of the file.
@@ -187,9 +183,7 @@ def check_columns(
         if theirs not in available:
             close = difflib.get_close_matches(theirs, available, n=1)
             hint = f" (did you mean '{close[0]}'?)" if close else ""
-            raise LabError(
-                f"{file}: columns={{'{ours}': '{theirs}'}} names a column that is not there; {there}{hint}"
-            )
+            raise LabError(f"{file}: columns={{'{ours}': '{theirs}'}} names a column that is not there; {there}{hint}")
     known = {column for column in available if column not in columns.values()} | set(columns)
     missing = [[column for column in alternative if column not in known] for alternative in wanted]
     if all(missing):
@@ -206,11 +200,7 @@ def check_map(columns: Mapping[str, str] | None, known: list[str]) -> dict[str, 
         if ours not in known:
             close = difflib.get_close_matches(ours, known, n=1)
             hint = f" (did you mean '{close[0]}'?)" if close else ""
-            raise LabError(
-                f"columns: '{ours}' is none of our names {names(known)}{hint}; write our name: their name"
-            )
+            raise LabError(f"columns: '{ours}' is none of our names {names(known)}{hint}; write our name: their name")
         if not isinstance(theirs, str):
-            raise LabError(
-                f"columns: '{ours}' is mapped to {kind(theirs)}; give the name of a column as text"
-            )
+            raise LabError(f"columns: '{ours}' is mapped to {kind(theirs)}; give the name of a column as text")
     return dict(columns or {})

@@ -68,9 +68,7 @@ def verdict_mean(
     bounds = Interval(np.nan, np.nan, np.nan) if undefined else mean_interval(counted, clusters, low=low)
     why = undefined or ("every verdict is invalid" if bad.any() else "there are no verdicts")
     n_verdicts, n_invalid = int(kept.sum()), int(bad.sum())
-    return estimate(
-        bounds, clusters, n_verdicts=n_verdicts, n_invalid=n_invalid, policy=policy, if_undefined=why
-    )
+    return estimate(bounds, clusters, n_verdicts=n_verdicts, n_invalid=n_invalid, policy=policy, if_undefined=why)
 
 
 def single_judge(table: pd.DataFrame) -> pd.DataFrame:

@@ -36,9 +36,7 @@ def clustered_mean(values: np.ndarray, clusters: np.ndarray) -> tuple[float, flo
     return _ratio(*_totals(values, clusters))
 
 
-def mean_interval(
-    values: np.ndarray, clusters: np.ndarray, *, low: float = 0.0, high: float = 1.0
-) -> Interval:
+def mean_interval(values: np.ndarray, clusters: np.ndarray, *, low: float = 0.0, high: float = 1.0) -> Interval:
     """Mean of values (n,), each between `low` and `high`, with its interval, clustered by clusters (n,).
 
     One cluster has no bounds, no value has nothing: NaN.
@@ -81,9 +79,7 @@ def cohen_kappa(counts: np.ndarray) -> np.ndarray:
         return np.where(chance < 1 - 1e-12, (agreement - chance) / (1 - chance), np.nan)
 
 
-def kappa_interval(
-    gold: np.ndarray, given: np.ndarray, clusters: np.ndarray, *, resamples: int, seed: int
-) -> Interval:
+def kappa_interval(gold: np.ndarray, given: np.ndarray, clusters: np.ndarray, *, resamples: int, seed: int) -> Interval:
     """Kappa of labels (n,) and (n,), coded 0 to 3, with a percentile bootstrap over the clusters (n,).
 
     Clusters with the same counts are interchangeable, so a resample is one multinomial draw over the distinct

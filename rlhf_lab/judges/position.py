@@ -91,9 +91,7 @@ def _over_orders(
     if policy == "drop":
         lean, clusters, usable = lean[usable], clusters[usable], usable[usable]
     bounds = mean_interval(np.asarray(value(lean, usable), dtype=float), clusters, low=low)
-    return estimate(
-        bounds, clusters, n_verdicts=2 * len(lean), n_invalid=n_invalid, policy=policy, if_undefined=why
-    )
+    return estimate(bounds, clusters, n_verdicts=2 * len(lean), n_invalid=n_invalid, policy=policy, if_undefined=why)
 
 
 def _leans(table: pd.DataFrame) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

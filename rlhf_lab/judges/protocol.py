@@ -61,9 +61,7 @@ def ask(
         orders=plan["order"].tolist(),
         repeats=plan["repeat"].tolist(),
     )
-    answers = pd.DataFrame(verdicts, columns=Verdict._fields, dtype=object).rename(
-        columns={"choice": "shown_verdict"}
-    )
+    answers = pd.DataFrame(verdicts, columns=Verdict._fields, dtype=object).rename(columns={"choice": "shown_verdict"})
     asked = plan[["pair_id", "order", "repeat", "prompt", "first", "second"]].assign(judge=name)
     return verdict_table(pd.concat([asked, answers], axis=1), source=f"judge '{name}'")
 
@@ -75,9 +73,7 @@ def call_judge(judge: Judge, *, name: str, prompts: list[str], **questions: list
         questions = {key: value for key, value in questions.items() if key in parameters}
     verdicts = list(judge(prompts=prompts, **questions))
     if len(verdicts) != len(prompts):
-        raise LabError(
-            f"judge '{name}' gave {len(verdicts)} verdicts to {len(prompts)} questions; it owes one to each"
-        )
+        raise LabError(f"judge '{name}' gave {len(verdicts)} verdicts to {len(prompts)} questions; it owes one to each")
     for number, verdict in enumerate(verdicts):
         if not isinstance(verdict, Verdict) or verdict.choice not in (*PLACES, None):
             raise LabError(

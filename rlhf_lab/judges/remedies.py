@@ -22,9 +22,7 @@ class RemedyReport(NamedTuple):
     calls_per_verdict: float
 
 
-def swap_and_average(
-    table: pd.DataFrame, *, by: Literal["verdict", "probability"] = "verdict"
-) -> pd.DataFrame:
+def swap_and_average(table: pd.DataFrame, *, by: Literal["verdict", "probability"] = "verdict") -> pd.DataFrame:
     """One verdict per pair and repeat from its two orders: a table under order 0, with a column `n_calls`.
 
     by="verdict": a reply wins only if both orders name it, else it is a tie (Zheng et al. 2023, arXiv
@@ -98,9 +96,7 @@ def compare_remedies(table: pd.DataFrame, pairs: pd.DataFrame, *, invalid: Polic
                 value = getattr(found, statistic)._asdict()
                 row = {"judge": judge, "remedy": remedy, "statistic": statistic, **value}
                 rows.append({**row, "calls_per_verdict": found.calls_per_verdict})
-    return pd.DataFrame(
-        rows, columns=["judge", "remedy", "statistic", *Estimate._fields, "calls_per_verdict"]
-    )
+    return pd.DataFrame(rows, columns=["judge", "remedy", "statistic", *Estimate._fields, "calls_per_verdict"])
 
 
 def _empty(table: pd.DataFrame) -> pd.DataFrame:

@@ -79,10 +79,7 @@ def read_verdicts(
     """
     source = str(path)
     places, rows = _read(Path(path))
-    given = {
-        name: [theirs] if isinstance(theirs, str) else list(theirs)
-        for name, theirs in (columns or {}).items()
-    }
+    given = {name: [theirs] if isinstance(theirs, str) else list(theirs) for name, theirs in (columns or {}).items()}
     named = _find_columns(rows, given, keep, source)
     ours = pd.DataFrame({name: _cells(rows, name, theirs) for name, theirs in named.items()}, dtype=object)
     if "pair_id" not in ours:
@@ -103,10 +100,7 @@ def write_verdicts(verdicts: pd.DataFrame, pairs: pd.DataFrame, path: str | Path
     about = pairs.drop(columns=list({"prompt", *unrecorded}))
     told = verdicts.drop(columns=["valid", *(["prompt"] if "prompt" in unrecorded else [])])
     table = told.merge(about, on="pair_id", how="left")
-    rows = [
-        {name: None if pd.isna(cell) else cell for name, cell in row.items()}
-        for row in table.to_dict("records")
-    ]
+    rows = [{name: None if pd.isna(cell) else cell for name, cell in row.items()} for row in table.to_dict("records")]
     kind = Path(path.stem).suffix if path.suffix == ".gz" else path.suffix
     if kind == ".csv":
         writer = csv.DictWriter(text, list(table), quoting=csv.QUOTE_ALL)
@@ -190,9 +184,7 @@ def _verdicts(ours: pd.DataFrame, labels: dict[str, str], places: list[str]) -> 
     said = {word for name in words for word in ours[name] if word}
     if said and not verdicts["valid"].any():
         seen = ", ".join(repr(word[:40]) for word in sorted(said)[:5])
-        raise LabError(
-            f"{places[0]}: no verdict from here on is understood ({seen}); say in labels what they mean"
-        )
+        raise LabError(f"{places[0]}: no verdict from here on is understood ({seen}); say in labels what they mean")
     return verdicts
 
 
@@ -225,9 +217,7 @@ def _meanings(labels: dict[str, str], allowed: Sequence[str]) -> dict[str, str]:
     return {word: word for word in allowed} | said
 
 
-def _pairs(
-    ours: pd.DataFrame, labels: dict[str, str], keep: Sequence[str], places: list[str]
-) -> pd.DataFrame:
+def _pairs(ours: pd.DataFrame, labels: dict[str, str], keep: Sequence[str], places: list[str]) -> pd.DataFrame:
     """The table of pairs, one row of each pair, after checking that its rows agree."""
     names = [name for name in ours if name in PAIR_COLUMNS or name in keep]
     about = ours[names].copy()
@@ -236,9 +226,7 @@ def _pairs(
         words = [(word or "").strip().casefold() for word in about["gold"]]
         for place, word in zip(places, words, strict=True):
             if word and word not in meanings:
-                raise LabError(
-                    f"{place}: column 'gold' is '{word}'; say in gold_labels whether that is a, b or tie"
-                )
+                raise LabError(f"{place}: column 'gold' is '{word}'; say in gold_labels whether that is a, b or tie")
         about["gold"] = pd.Series([meanings.get(word) for word in words], index=about.index, dtype=object)
     of_pair = about["pair_id"].map(about.reset_index().groupby("pair_id")["index"].first())
     for name in [name for name in names if name != "prompt"]:  # some record the judge's whole prompt as that

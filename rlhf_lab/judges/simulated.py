@@ -57,9 +57,7 @@ class SimulatedJudge:
         choices = np.where(draw_choice < p_first, "first", "second").tolist()
         failed = draw_invalid < self.config.invalid
         return [
-            Verdict(None, "no idea", reason="simulated failure")
-            if lost
-            else Verdict(choice, choice, p_first=p)
+            Verdict(None, "no idea", reason="simulated failure") if lost else Verdict(choice, choice, p_first=p)
             for choice, p, lost in zip(choices, p_first.tolist(), failed, strict=True)
         ]
 

@@ -72,9 +72,7 @@ def kappa(
         why = "no pair has a gold label" if len(table) else "there are no verdicts"
         why = "every verdict is invalid" if bad.any() else why
     n_verdicts, n_invalid = int(kept.sum()), int(bad.sum())
-    return estimate(
-        bounds, clusters, n_verdicts=n_verdicts, n_invalid=n_invalid, policy=invalid, if_undefined=why
-    )
+    return estimate(bounds, clusters, n_verdicts=n_verdicts, n_invalid=n_invalid, policy=invalid, if_undefined=why)
 
 
 def longer_share(
@@ -129,9 +127,7 @@ def invalid_share(table: pd.DataFrame) -> Estimate:
     clusters = table["pair_id"].to_numpy()
     bounds = mean_interval(bad.astype(float), clusters)
     n_invalid, why = int(bad.sum()), "there are no verdicts"
-    return estimate(
-        bounds, clusters, n_verdicts=len(bad), n_invalid=n_invalid, policy="counted", if_undefined=why
-    )
+    return estimate(bounds, clusters, n_verdicts=len(bad), n_invalid=n_invalid, policy="counted", if_undefined=why)
 
 
 def summary(
@@ -174,9 +170,7 @@ def pair_values(table: pd.DataFrame, pairs: pd.DataFrame, column: str) -> np.nda
     where = pd.Index(pairs["pair_id"]).get_indexer(table["pair_id"])
     if (where < 0).any():
         stranger = table["pair_id"].to_numpy()[where < 0][0]
-        raise LabError(
-            f"a verdict is about pair '{stranger}', which is not among the pairs; keep both tables in step"
-        )
+        raise LabError(f"a verdict is about pair '{stranger}', which is not among the pairs; keep both tables in step")
     return pairs[column].to_numpy()[where]
 
 

@@ -100,9 +100,7 @@ def verdict_table(rows: pd.DataFrame | Iterable[Mapping], *, source: Source = "v
     frame = _frame(rows, source)
     for column in ("pair_id", "judge", "order"):
         if column not in frame:
-            raise LabError(
-                f"{_name(source)}: column '{column}' is missing; there are {', '.join(map(str, frame))}"
-            )
+            raise LabError(f"{_name(source)}: column '{column}' is missing; there are {', '.join(map(str, frame))}")
     if "repeat" not in frame:
         frame["repeat"] = 0
     for column in ("pair_id", "judge"):
@@ -138,9 +136,7 @@ def _verdict_columns(frame: pd.DataFrame, source: Source) -> None:
         frame["verdict"] = pd.Series(meant, index=frame.index, dtype=object)
     else:
         keys = zip(frame["verdict"], frame["order"], strict=True)
-        frame["shown_verdict"] = pd.Series(
-            [_PLACE_OF.get(key) for key in keys], index=frame.index, dtype=object
-        )
+        frame["shown_verdict"] = pd.Series([_PLACE_OF.get(key) for key in keys], index=frame.index, dtype=object)
     frame["valid"] = [value is not None for value in frame["verdict"]]
     told = zip(frame["valid"], frame["reason"], strict=True)
     reasons = ["" if valid else reason or "no verdict" for valid, reason in told]
@@ -172,9 +168,7 @@ def _gold_column(frame: pd.DataFrame, source: Source) -> None:
         _label_column(frame, "gold", REPLIES, source)
     else:
         frame["gold"] = [None] * len(frame)
-    wrong = [
-        bool(gold and score and gold != score) for gold, score in zip(frame["gold"], implied, strict=True)
-    ]
+    wrong = [bool(gold and score and gold != score) for gold, score in zip(frame["gold"], implied, strict=True)]
     _refuse(wrong, frame, source, "gold", "contradicts gold_a and gold_b")
     filled = [gold or score or None for gold, score in zip(frame["gold"], implied, strict=True)]
     frame["gold"] = pd.Series(filled, index=frame.index, dtype=object)

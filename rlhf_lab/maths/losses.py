@@ -170,9 +170,7 @@ def _reduce(per_token: Tensor, mask: Tensor, reduction: str | float) -> Tensor:
     return masked_mean(per_reply, mask.any(dim=1))
 
 
-def value_loss(
-    values: Tensor, old_values: Tensor, returns: Tensor, mask: Tensor, *, clip: float | None
-) -> ValueLoss:
+def value_loss(values: Tensor, old_values: Tensor, returns: Tensor, mask: Tensor, *, clip: float | None) -> ValueLoss:
     """Critic loss: half the mean over real tokens of max((V - R)^2, (V_clipped - R)^2).
 
     V_clipped is V held within `clip` of old_values; clip=None drops that branch. Only `values` gets a

@@ -39,9 +39,7 @@ class GoldWeights(Config):
     off_topic: float = -0.3
     free_words: int = 10
     long_word: float = -0.1  # per word beyond free_words
-    wording: float = (
-        0.03  # standard deviation of a fixed small worth of each word, so that scores hardly ever tie
-    )
+    wording: float = 0.03  # standard deviation of a fixed small worth of each word, so that scores hardly ever tie
 
 
 def gold_parts(prompt: str, completion: str, weights: GoldWeights) -> dict[str, float]:

@@ -1,7 +1,7 @@
 """The hosts whose replies fill the pretraining text and the demonstrations.
 
-A host is a habit: how often it says which kind of clause, and how often its facts are right. All replies of one pretraining
-document come from one host, so that worked examples tell a base model how to go on.
+A host is a habit: how often it says which kind of clause, and how often its facts are right. All replies of one
+pretraining document come from one host, so that worked examples tell a base model how to go on.
 """
 
 import random
@@ -22,29 +22,29 @@ class Host(NamedTuple):
 HOSTS = {
     "careless": Host(
         (0.15, 0.25, 0.25, 0.2, 0.1, 0.05),
-        {"fact": 5, "greeting": 1, "courtesy": 0.5, "offer": 0.7, "flattery": 1, "hedge": 1.5, "filler": 2.2, "abuse": 2},
+        dict(fact=5, greeting=1, courtesy=0.5, offer=0.7, flattery=1, hedge=1.5, filler=2.2, abuse=2),
         0.35,
         0.15,
     ),
     "plain": Host(
         (0.3, 0.35, 0.2, 0.1, 0.05),
-        {"fact": 5, "greeting": 1, "courtesy": 0.7, "offer": 1, "flattery": 0.7, "hedge": 0.8, "filler": 0.8, "abuse": 0.1},
+        dict(fact=5, greeting=1, courtesy=0.7, offer=1, flattery=0.7, hedge=0.8, filler=0.8, abuse=0.1),
         0.75,
         0.12,
     ),
     "careful": Host(
         (0.15, 0.45, 0.3, 0.1),
-        {"fact": 6, "greeting": 1.5, "courtesy": 1, "offer": 1.5, "flattery": 0.4, "hedge": 0.3, "filler": 0.2, "abuse": 0.02},
+        dict(fact=6, greeting=1.5, courtesy=1, offer=1.5, flattery=0.4, hedge=0.3, filler=0.2, abuse=0.02),
         0.95,
         0.1,
     ),
-}  # fmt: skip
+}
 
 CORPUS = {"careless": 0.55, "plain": 0.3, "careful": 0.15}
 """How often each host writes a pretraining document."""
 
 DEMONSTRATORS = {"careless": 0.05, "plain": 0.45, "careful": 0.5}
-"""Who writes the demonstrations: better than the corpus, and far from perfect, so that a reward has something to add."""
+"""Who writes the demonstrations: better than the corpus and far from perfect, so that a reward can add something."""
 
 
 def draw_host(mix: dict[str, float], rng: random.Random) -> Host:
@@ -94,7 +94,7 @@ def draw_training_prompt(rng: random.Random, split: str = "train") -> Prompt:
 
 
 def draw_document(rng: random.Random, eos: str, max_examples: int = 4) -> str:
-    """A pretraining document: up to `max_examples` worked examples and one more, all by one host, each ended by `eos`."""
+    """A pretraining document: one to `max_examples` + 1 worked examples by one host, each ended by `eos`."""
     host = draw_host(CORPUS, rng)
     prompts = [draw_training_prompt(rng) for _ in range(rng.randint(0, max_examples) + 1)]
     return " ".join(f"{prompt.text} {draw_reply(prompt, host, rng)} {eos}" for prompt in prompts)

@@ -46,16 +46,15 @@ class Labeler:
         return int(draw >= self.probability(prompt, first, second))
 
     def rank(self, prompt: str, completions: list[str]) -> list[int]:
-        """Ranks of K replies, 0 = best: the best is picked with Bradley-Terry noise, then the best of the rest, and so on.
+        """Ranks of K replies, 0 = best: the best is picked with Bradley-Terry noise, then the best of the rest.
 
-        For K = 2 this is one comparison. `position_bias` favours whatever is shown first, `flip` swaps a choice with the
-        runner-up.
+        For K = 2 this is one comparison. `position_bias` favours whatever is shown first, `flip` swaps a choice with
+        the runner-up.
         """
         config, rng = self.config, self._stream(prompt, *completions)
         temperature = max(config.temperature, 1e-9)
         utility = [
-            self.score(prompt, text) / temperature + config.length_bias * len(text.split())
-            for text in completions
+            self.score(prompt, text) / temperature + config.length_bias * len(text.split()) for text in completions
         ]
         # Adding Gumbel noise and sorting draws from the Plackett-Luce model, whose pairs are Bradley-Terry.
         noisy = [u - math.log(-math.log(1 - rng.random())) for u in utility]

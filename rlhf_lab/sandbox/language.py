@@ -1,8 +1,8 @@
 """The language of the inn: a guest asks about something, the host has a note and replies.
 
-A prompt reads `note : the soup is hot and cheap . the bed is soft . guest : how is the soup ? host :` and a reply is one
-to a few clauses, such as `good day . the soup is hot and cheap . shall i show you ?`. Words are separated by spaces and
-every clause ends in `.` or `?`, so that a reply can be parsed exactly.
+A prompt reads `note : the soup is hot and cheap . the bed is soft . guest : how is the soup ? host :` and a reply is
+one to a few clauses, such as `good day . the soup is hot and cheap . shall i show you ?`. Words are separated by spaces
+and every clause ends in `.` or `?`, so that a reply can be parsed exactly.
 """
 
 import hashlib
@@ -124,7 +124,7 @@ def _compatible(subject: str, count: int, rng: random.Random) -> list[str]:
 
 
 def parse_prompt(text: str) -> Prompt | None:
-    """The parts of the last prompt in `text`; worked examples before it are skipped. None if it is not of the language."""
+    """The parts of the last prompt in `text`; worked examples before it are skipped. None if it is no prompt."""
     text = text[text.rfind("note :") :] if "note :" in text else ""
     note, _, question = text.removeprefix("note :").partition(" guest :")
     asked = next(
@@ -175,14 +175,12 @@ def parses(text: str) -> bool:
 
 
 def split_of(prompt: Prompt) -> str:
-    """`train` or `heldout` (one prompt in five), decided by the prompt alone, so that the splits can never share one."""
+    """`train` or `heldout` (one in five), decided by the prompt alone, so that the splits can never share one."""
     digest = hashlib.sha256(prompt.text.encode()).digest()
     return "heldout" if digest[0] % 5 == 0 else "train"
 
 
 def vocabulary() -> list[str]:
     """Every word of the language, sorted."""
-    text = " ".join(
-        [*_KIND_OF, *(form.format("soup") for form in QUESTIONS), "note : guest : host : the is and ."]
-    )
+    text = " ".join([*_KIND_OF, *(form.format("soup") for form in QUESTIONS), "note : guest : host : the is and ."])
     return sorted({*text.split(), *QUALITIES, *OPPOSITES})

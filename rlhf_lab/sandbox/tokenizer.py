@@ -6,7 +6,7 @@ PAD, EOS, UNKNOWN = "<pad>", "</s>", "<unk>"
 
 
 def build_tokenizer():
-    """A fast tokenizer with one token per word. Padding and end of sequence are tokens of their own; nothing is added."""
+    """A fast tokenizer with one token per word. Padding and EOS are tokens of their own; nothing is added."""
     from tokenizers import Tokenizer, models, normalizers, pre_tokenizers
     from transformers import PreTrainedTokenizerFast
 

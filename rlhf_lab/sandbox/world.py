@@ -48,7 +48,7 @@ class World(Config):
     def gold_parts(self, prompt: str, completion: str) -> dict[str, float]:
         """The parts of one reply's gold reward, in reference standard deviations."""
         parts = gold_parts(prompt, completion, self.gold_weights)
-        return {name: value / self.reference_std for name, value in parts.items()}
+        return {name: value / self.reference_std + 0.0 for name, value in parts.items()}  # + 0.0: no minus zero
 
     @lru_cache(maxsize=100_000)  # noqa: B019  worlds are few and live as long as the process
     def _score(self, prompt: str, completion: str) -> float:
@@ -86,9 +86,7 @@ class World(Config):
         rows = []
         for text in self.prompts("train", n, seed):
             prompt = parse_prompt(text)
-            rows.append(
-                {"prompt": text, "completion": draw_reply(prompt, draw_host(DEMONSTRATORS, rng), rng)}
-            )
+            rows.append({"prompt": text, "completion": draw_reply(prompt, draw_host(DEMONSTRATORS, rng), rng)})
         return rows
 
     def corpus(self, n: int, eos: str, seed: int = 0) -> list[str]:
@@ -101,13 +99,9 @@ class World(Config):
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
         _write_rows(folder / "demonstrations.jsonl", self.demonstrations(demonstrations, seed))
-        _write_rows(
-            folder / "prompts-train.jsonl", [{"prompt": p} for p in self.prompts("train", train, seed)]
-        )
+        _write_rows(folder / "prompts-train.jsonl", [{"prompt": p} for p in self.prompts("train", train, seed)])
         # The held-out prompts are the same for every seed: results are compared on common prompts.
-        _write_rows(
-            folder / "prompts-heldout.jsonl", [{"prompt": p} for p in self.prompts("heldout", heldout)]
-        )
+        _write_rows(folder / "prompts-heldout.jsonl", [{"prompt": p} for p in self.prompts("heldout", heldout)])
         return folder
 
     def __hash__(self) -> int:

@@ -1,6 +1,7 @@
 """What a notebook takes: files of the sandbox or of the user, and what earlier notebooks left.
 
-A parameter may be `sandbox` (made now, from the embedded world), `auto` (the newest finished run, or one made now), or a path.
+A parameter may be `sandbox` (made now, from the embedded world), `auto` (the newest finished run, or one made now), or
+a path.
 """
 
 import json
@@ -31,9 +32,7 @@ def sandbox_files(cfg, run: Run) -> tuple[World | None, dict[str, Path]]:
     if not cfg.sandbox:
         return None, {}
     world = World.load(cfg.sandbox)
-    folder = world.write(
-        run.file("data"), demonstrations=getattr(cfg, "n_demonstrations", 400), seed=cfg.seed
-    )
+    folder = world.write(run.file("data"), demonstrations=getattr(cfg, "n_demonstrations", 400), seed=cfg.seed)
     return world, {
         "demonstrations": folder / "demonstrations.jsonl",
         "train": folder / "prompts-train.jsonl",
@@ -46,9 +45,7 @@ def source(value: str, files: dict[str, Path], name: str) -> str:
     if value != "sandbox":
         return value
     if name not in files:
-        raise LabError(
-            f"{name} is 'sandbox' but the parameter 'sandbox' is empty; give a path or hub id for {name}"
-        )
+        raise LabError(f"{name} is 'sandbox' but the parameter 'sandbox' is empty; give a path or hub id for {name}")
     return str(files[name])
 
 
@@ -57,9 +54,7 @@ def base_model(value: str, world: World | None) -> str:
     if value != "sandbox":
         return value
     if world is None:
-        raise LabError(
-            "model is 'sandbox' but the parameter 'sandbox' is empty; give a path or hub id for model"
-        )
+        raise LabError("model is 'sandbox' but the parameter 'sandbox' is empty; give a path or hub id for model")
     return world.base_model
 
 
@@ -114,9 +109,7 @@ def _make(notebook: str, settings: dict, stage: str, cfg) -> Path:
     print(f"{stage}: no finished run was found, so {notebook} makes one now (about a minute)")
     common = {"experiment": cfg.experiment, "sandbox": cfg.sandbox, "seed": cfg.seed, "threads": cfg.threads}
     parameters = {**common, **settings}
-    run_dir = (
-        runs_root() / parameters["experiment"] / stage / f"{datetime.now(UTC):%Y%m%d-%H%M%S}-s{cfg.seed}"
-    )
+    run_dir = runs_root() / parameters["experiment"] / stage / f"{datetime.now(UTC):%Y%m%d-%H%M%S}-s{cfg.seed}"
     mark_queued(run_dir, stage=stage, experiment=parameters["experiment"])
     execute(path, run_dir / "notebook.ipynb", {**parameters, "run_dir": str(run_dir)})
     return run_dir
@@ -132,9 +125,7 @@ def sandbox_comparisons(cfg, run: Run, world: World | None, policy, tokenizer) -
     if world is None:
         return {}
     labeler = world.labeler(**{**cfg.labeler.model_dump(), "seed": cfg.labeler.seed + cfg.seed})
-    fair = world.labeler(
-        temperature=cfg.labeler.temperature, flip=cfg.labeler.flip, seed=cfg.labeler.seed + cfg.seed
-    )
+    fair = world.labeler(temperature=cfg.labeler.temperature, flip=cfg.labeler.flip, seed=cfg.labeler.seed + cfg.seed)
     wanted = {
         "comparisons": ("train", cfg.n_prompts, cfg.k, labeler, cfg.preferences),
         "heldout_comparisons": ("heldout", cfg.n_heldout, 2, fair, cfg.heldout),
@@ -184,30 +175,21 @@ class RewardModelReport(NamedTuple):
     gold: np.ndarray
 
 
-def reward_model_report(
-    cfg, scorer, tokenizer, held_out, before, after: RewardModelEval, world
-) -> RewardModelReport:
-    """Accuracy before and after, its ceiling, agreement with gold, and what the plots need. Ranks below the best lose."""
+def reward_model_report(cfg, scorer, tokenizer, held_out, before, after: RewardModelEval, world) -> RewardModelReport:
+    """Accuracy before and after, its ceiling, agreement with gold, and what the plots need."""
     pairs = [(row["prompt"], *_best_and_worst(row)) for row in held_out]
     prompts, best, worst = (list(column) for column in zip(*pairs, strict=True))
     ours = [
-        score_replies(scorer, tokenizer, prompts, side, max_length=cfg.max_length).numpy()
-        for side in (best, worst)
+        score_replies(scorer, tokenizer, prompts, side, max_length=cfg.max_length).numpy() for side in (best, worst)
     ]
-    results = {
-        "accuracy": after.accuracy,
-        "accuracy_before": before.accuracy,
-        "loss": after.loss,
-        "comparisons": after.comparisons,
-    }
+    results = {"accuracy": after.accuracy}
     gold = np.full(len(pairs), np.nan)
     if world:
         true = [np.array(world.gold(prompts=prompts, completions=side)) for side in (best, worst)]
-        results |= _against_gold(ours, true, cfg.labeler)
+        results |= _against_gold(ours, true)
         gold = np.concatenate(true)
-    first_wins = (
-        np.random.default_rng(0).random(len(pairs)) < 0.5
-    )  # a fair coin says which side is shown first
+    results |= {"accuracy_before": before.accuracy, "loss": after.loss, "comparisons": after.comparisons}
+    first_wins = np.random.default_rng(0).random(len(pairs)) < 0.5  # a fair coin says which side is shown first
     gap = ours[0] - ours[1]
     return RewardModelReport(
         pd.DataFrame({"value": {name.replace("_", " "): value for name, value in results.items()}}).round(3),
@@ -224,7 +206,7 @@ def _best_and_worst(row) -> tuple[str, str]:
     return row["completions"][int(np.argmin(ranks))], row["completions"][int(np.argmax(ranks))]
 
 
-def _against_gold(ours, true, labeler) -> dict[str, float]:
+def _against_gold(ours, true) -> dict[str, float]:
     """Agreement with gold, and the accuracy that gold itself would reach on the labeler's noisy choices."""
     differ = true[0] != true[1]
     agree = np.sign(ours[0] - ours[1])[differ] == np.sign(true[0] - true[1])[differ]
@@ -284,17 +266,13 @@ def win_rates(verdicts: pd.DataFrame, pairs: pd.DataFrame) -> pd.DataFrame:
     rows = verdicts[verdicts["valid"]].merge(pairs[["pair_id", "ours"]], on="pair_id")
     wins = np.where(rows["verdict"] == "tie", 0.5, rows["verdict"] == rows["ours"])
     is_first = (rows["ours"] == "a") == (rows["order"] == 0)
-    rows = rows.assign(
-        **{"PPO wins": wins.astype(float), "PPO is shown": np.where(is_first, "first", "second")}
-    )
+    rows = rows.assign(**{"PPO wins": wins.astype(float), "PPO is shown": np.where(is_first, "first", "second")})
     rows = pd.concat([rows, rows.assign(**{"PPO is shown": "both"})])
     return rows.groupby(["judge", "PPO is shown"], sort=False)["PPO wins"].mean().reset_index()
 
 
-def judge_results(
-    summary: pd.DataFrame, remedies: pd.DataFrame, expected, fitted: pd.DataFrame
-) -> dict[str, float]:
-    """What 04_judge_bias reports: each judge's accuracy, the planted judge's bias beside what was planted, the remedy."""
+def judge_results(summary: pd.DataFrame, remedies: pd.DataFrame, expected, fitted: pd.DataFrame) -> dict[str, float]:
+    """What 04_judge_bias reports: each judge's accuracy, what was planted and found, and the remedy."""
     found = summary.set_index(["judge", "statistic"])
     results: dict[str, float] = {}
     for judge in ("reward model", "fair", "planted"):
@@ -312,8 +290,8 @@ def judge_results(
             f"fitted_{term}": fitted.loc[term, "value"],
             f"planted_{term}": fitted.loc[term, "planted"],
         }
-    swapped = remedies[(remedies["judge"] == "planted") & (remedies["remedy"] == "swap")].set_index(
-        "statistic"
-    )["value"]
+    swapped = remedies[(remedies["judge"] == "planted") & (remedies["remedy"] == "swap")].set_index("statistic")[
+        "value"
+    ]
     results |= {"swap_coverage": swapped["coverage"], "swap_accuracy_covered": swapped["accuracy_covered"]}
     return {name: float(value) for name, value in results.items()}

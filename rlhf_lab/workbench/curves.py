@@ -42,7 +42,7 @@ def curves(
     fig, axes = empty_figure(nrows, ncols, height=height, layout=None)
     fig.subplots_adjust(
         left=0.62 / WIDTH,
-        right=1 - 0.1 / WIDTH,
+        right=1 - 0.25 / WIDTH,
         bottom=below / height,
         top=1 - above / height,
         wspace=0.24,

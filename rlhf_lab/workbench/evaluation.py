@@ -41,9 +41,7 @@ def win_rate(ours: Sequence[float], theirs: Sequence[float]) -> float:
     return float(((ours > theirs) + 0.5 * (ours == theirs)).mean())
 
 
-def answer(
-    policy, tokenizer, prompts: Sequence[str], *, max_new_tokens: int, temperature=1.0, seed=0
-) -> pd.DataFrame:
+def answer(policy, tokenizer, prompts: Sequence[str], *, max_new_tokens: int, temperature=1.0, seed=0) -> pd.DataFrame:
     """One sampled reply to each prompt: columns prompt, reply, finished, words."""
     replies, finished = sample_replies(
         policy, tokenizer, prompts, max_new_tokens=max_new_tokens, temperature=temperature, seed=seed
@@ -105,9 +103,7 @@ class ShotsReport(NamedTuple):
     results: dict[str, float]
 
 
-def shots_report(
-    policy, tokenizer, world, prompts: Sequence[str], *, shots: Sequence[int], seed=0
-) -> ShotsReport:
+def shots_report(policy, tokenizer, world, prompts: Sequence[str], *, shots: Sequence[int], seed=0) -> ShotsReport:
     """Gold and form of the replies behind 0, 1, 3, ... worked examples by a careful host."""
     answers = {}
     for n in shots:
@@ -129,7 +125,7 @@ def shots_report(
 
 
 class Measure:
-    """Measures a policy on the held-out prompts as it trains, against where it started, with the same random numbers."""
+    """Measures a policy on the held-out prompts as it trains, against where it started; same random numbers."""
 
     class Point(NamedTuple):
         """One measurement."""
@@ -172,9 +168,7 @@ class Measure:
         )
         replies = decode_replies(self.tokenizer, batch.response_ids, batch.response_mask)
         answers = pd.DataFrame({"prompt": self.prompts, "reply": replies})
-        answers = answers.assign(
-            finished=batch.finished.cpu().numpy(), words=answers["reply"].str.split().str.len()
-        )
+        answers = answers.assign(finished=batch.finished.cpu().numpy(), words=answers["reply"].str.split().str.len())
         kl = kl_estimate(batch.old_logp, batch.ref_logp, kind="k1").sum(1).mean().item()
         self.points[update] = Measure.Point(with_gold(answers, self.world), batch.scores.mean().item(), kl)
         return self._figures(update)
@@ -195,37 +189,34 @@ class Measure:
         """What the run reports."""
         first, last = self.baseline, self.last
         results = {
-            "score_before": first.proxy,
-            "score": last.proxy,
             "kl": last.kl,
+            "score": last.proxy,
+            "score_before": first.proxy,
             "eos_rate": float(last.answers["finished"].mean()),
             "words": float(last.answers["words"].mean()),
         }
         if self.world is None:
             return results
-        gain = last.answers["gold"] - first.answers["gold"]
-        return results | {
-            "gold_sft": float(first.answers["gold"].mean()),
-            "gold": float(last.answers["gold"].mean()),
-            "gold_gain": float(gain.mean()),
-            "win_rate": win_rate(last.answers["gold"], first.answers["gold"]),
+        before, after = first.answers["gold"], last.answers["gold"]
+        gold = {
+            "gold_gain": float((after - before).mean()),
+            "win_rate": win_rate(after, before),
+            "gold": float(after.mean()),
+            "gold_sft": float(before.mean()),
         }
+        return gold | results
 
 
 def gold_results(**named: pd.DataFrame) -> dict[str, float]:
-    """What a run reports of several models' answers: gold, EOS rate and length of each."""
-    results = {}
+    """What a run reports of several models' answers: gold first, then EOS rate and length of each."""
+    with_gold = {name: answers["gold"] for name, answers in named.items() if "gold" in answers}
+    results = {f"gold_{name}": float(gold.mean()) for name, gold in with_gold.items()}
     for name, answers in named.items():
-        if "gold" in answers:
-            results[f"gold_{name}"] = float(answers["gold"].mean())
-            results[f"gold_{name}_std"] = float(answers["gold"].std())
         results[f"eos_rate_{name}"] = float(answers["finished"].mean())
         results[f"words_{name}"] = float(answers["words"].mean())
-    return results
+    return results | {f"gold_{name}_std": float(gold.std()) for name, gold in with_gold.items()}
 
 
 def scorer(reward) -> Callable[[str, str], float]:
     """A reward as a function of one prompt and one reply."""
-    return lambda prompt, reply: call_reward(reward, prompts=[prompt], completions=[reply], finished=[True])[
-        0
-    ]
+    return lambda prompt, reply: call_reward(reward, prompts=[prompt], completions=[reply], finished=[True])[0]

@@ -5,6 +5,7 @@ A notebook's parameters cell holds exactly the fields of its model here; a test 
 
 from collections.abc import Callable
 
+import pandas as pd
 import torch
 from pydantic import Field
 
@@ -51,12 +52,8 @@ class SFTStage(StageConfig, SFTConfig):
 class RewardModelStage(StageConfig, RewardModelConfig):
     """02_reward_model: from ranked replies to a reward model."""
 
-    policy: str = (
-        "auto"  # the SFT model: it answers the prompts and starts the reward model; "auto" = newest run
-    )
-    preferences: str = (
-        "sandbox"  # a file or hub id with prompt, chosen, rejected, or prompt, completions, ranks
-    )
+    policy: str = "auto"  # the SFT model: it answers the prompts and starts the reward model; "auto" = newest run
+    preferences: str = "sandbox"  # a file or hub id with prompt, chosen, rejected, or prompt, completions, ranks
     columns: dict[str, str] = {}
     heldout: str = "sandbox"  # comparisons to test on, in the same format
     demonstrations: str = "sandbox"  # replies whose mean score becomes 0
@@ -112,9 +109,8 @@ def begin(stage: str, cfg: StageConfig) -> Run:
     transformers.set_seed(cfg.seed)
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
-    return Run.start(
-        stage, cfg, run_dir=cfg.run_dir, experiment=cfg.experiment, seed=cfg.seed, tracking=cfg.tracking
-    )
+    pd.set_option("display.max_colwidth", 200, "display.precision", 2)
+    return Run.start(stage, cfg, run_dir=cfg.run_dir, experiment=cfg.experiment, seed=cfg.seed, tracking=cfg.tracking)
 
 
 def follow(run: Run, live, doing: str) -> Callable[[dict], None]:

@@ -11,8 +11,7 @@ from rlhf_lab.data import load_demonstrations, load_preferences, load_prompts, l
 from rlhf_lab.errors import LabError
 
 USER, BOT, OTHER = (
-    {"role": role, "content": content}
-    for role, content in (("user", "hi"), ("assistant", "yes"), ("assistant", "no"))
+    {"role": role, "content": content} for role, content in (("user", "hi"), ("assistant", "yes"), ("assistant", "no"))
 )
 TEXT = "\n\nHuman: {}\n\nAssistant: {}".format
 
@@ -149,9 +148,7 @@ def test_a_bad_only_row_leaves_nothing(write):
 
 def test_text_among_messages(write):
     path = write("a.jsonl", [{"prompt": [USER]}, {"prompt": "x"}])
-    assert f"{path}, line 2, column 'prompt': is text, unlike the rows before" in complaint(
-        load_prompts, path
-    )
+    assert f"{path}, line 2, column 'prompt': is text, unlike the rows before" in complaint(load_prompts, path)
 
 
 def test_rows_are_counted_as_each_file_type_counts(write):
@@ -170,9 +167,7 @@ def test_a_list_in_csv_as_python_writes_it(write):
 
 def test_bad_rows_are_counted_and_listed(write):
     equal = '{"prompt": "x", "chosen": "y", "rejected": "y"}\n'
-    path = write(
-        "a.jsonl", (equal + '{"prompt": "x", "chosen": "y", "rejected": "z"}\n') * 3 + '{"prompt": ""}\n'
-    )
+    path = write("a.jsonl", (equal + '{"prompt": "x", "chosen": "y", "rejected": "z"}\n') * 3 + '{"prompt": ""}\n')
     line = complaint(load_preferences, path)
     assert line.startswith(f"{path}, line 1, columns 'chosen', 'rejected': are equal")
     assert "3 such rows: 1, 3, 5; rows with other problems: 1;" in line
@@ -194,9 +189,7 @@ def test_bad_rows_of_a_directory_name_their_files(write, tmp_path):
 
 def test_columns_are_told_by_the_name_in_the_file(write):
     path = write("a.jsonl", [{"question": 1}])
-    assert "line 1, column 'question': is a number" in complaint(
-        load_prompts, path, columns={"prompt": "question"}
-    )
+    assert "line 1, column 'question': is a number" in complaint(load_prompts, path, columns={"prompt": "question"})
 
 
 # files
@@ -212,9 +205,7 @@ def test_no_such_file(tmp_path):
 
 def test_unknown_file_type(write):
     path = write("a.xlsx", "x")
-    assert in_order(
-        complaint(load_prompts, path), [str(path), "unknown file type '.xlsx'", ".jsonl", ".parquet"]
-    )
+    assert in_order(complaint(load_prompts, path), [str(path), "unknown file type '.xlsx'", ".jsonl", ".parquet"])
 
 
 def test_no_source_at_all():
@@ -302,9 +293,7 @@ def test_a_renamed_column_is_no_longer_there_under_its_old_name(write):
 def test_a_map_to_a_column_that_is_not_there(write):
     path = write("a.jsonl", [{"question": "x"}])
     line = complaint(load_prompts, path, columns={"prompt": "qestion"})
-    assert in_order(
-        line, [str(path), "columns={'prompt': 'qestion'}", "the columns are 'question'", "did you mean"]
-    )
+    assert in_order(line, [str(path), "columns={'prompt': 'qestion'}", "the columns are 'question'", "did you mean"])
 
 
 def test_a_map_from_a_name_that_is_not_ours(write):
@@ -325,11 +314,7 @@ def test_on_bad_has_two_values(write):
 
 
 def test_other_columns_must_be_columns(write):
-    path = write(
-        "a.jsonl", [{"prompt": "x", "id": None}, {"prompt": "x", "id": 7}, {"prompt": "y", "id": "eight"}]
-    )
-    assert complaint(load_prompts, path).startswith(
-        f"{path}, line 3, column 'id': is text where the rows before have"
-    )
+    path = write("a.jsonl", [{"prompt": "x", "id": None}, {"prompt": "x", "id": 7}, {"prompt": "y", "id": "eight"}])
+    assert complaint(load_prompts, path).startswith(f"{path}, line 3, column 'id': is text where the rows before have")
     path = write("b.jsonl", [{"prompt": "x", "id": 2**80}])
     assert in_order(complaint(load_prompts, path), [str(path), "column 'id': cannot be a column"])

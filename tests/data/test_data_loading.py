@@ -35,9 +35,7 @@ SAME = {
 @pytest.mark.parametrize("case", SAME)
 def test_every_file_type_gives_the_same_data_set(case, write):
     load, rows = SAME[case]
-    loaded = [
-        load(write(f"rows{suffix}", rows)) for suffix in (".jsonl", ".parquet", ".csv", ".json", ".jsonl.gz")
-    ]
+    loaded = [load(write(f"rows{suffix}", rows)) for suffix in (".jsonl", ".parquet", ".csv", ".json", ".jsonl.gz")]
     assert loaded[0].to_list() == rows
     for other in loaded[1:]:
         assert other.to_list() == rows
@@ -54,9 +52,10 @@ def test_a_json_file_may_hold_json_lines(write):
 
 
 def test_a_byte_order_mark_and_blank_lines_are_no_data(write):
-    assert load_prompts(write("a.jsonl", b'\xef\xbb\xbf{"prompt": "x"}\n\n{"prompt": "y"}\n'))["prompt"][
-        :
-    ] == ["x", "y"]
+    assert load_prompts(write("a.jsonl", b'\xef\xbb\xbf{"prompt": "x"}\n\n{"prompt": "y"}\n'))["prompt"][:] == [
+        "x",
+        "y",
+    ]
     assert load_prompts(write("a.csv", b"\xef\xbb\xbfprompt,n\r\nx,1\r\n\r\ny,2\r\n"))["n"][:] == [1, 2]
 
 
@@ -96,9 +95,7 @@ def test_splits_of_a_directory_are_told_apart(write, tmp_path):
     write("set/test.parquet", [{"prompt": "3"}])
     assert load_prompts(tmp_path / "set")["prompt"][:] == ["1", "2"]
     assert load_prompts(tmp_path / "set", split="test")["prompt"][:] == ["3"]
-    with pytest.raises(
-        LabError, match="no file of split 'validation'; its files are 'test.parquet', 'train-0"
-    ):
+    with pytest.raises(LabError, match="no file of split 'validation'; its files are 'test.parquet', 'train-0"):
         load_prompts(tmp_path / "set", split="validation")
 
 
@@ -164,16 +161,12 @@ def test_a_hub_id_without_network_is_one_line(monkeypatch, tmp_path, capfd):
         load_prompts("nobody/nothing-here")
     line = str(caught.value)
     assert "\n" not in line
-    assert line.startswith(
-        "nobody/nothing-here: no such file or directory here, and not to be had from the hub ("
-    )
+    assert line.startswith("nobody/nothing-here: no such file or directory here, and not to be had from the hub (")
     assert line.endswith("check the name and the network, or give a local path")
     assert capfd.readouterr() == ("", "")
 
 
 def test_the_room_is_light_to_import():
-    code = (
-        "import sys, rlhf_lab.data; print([name for name in ('transformers', 'trl') if name in sys.modules])"
-    )
+    code = "import sys, rlhf_lab.data; print([name for name in ('transformers', 'trl') if name in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout == "[]\n"

@@ -115,9 +115,7 @@ def test_no_token_stands_on_the_border(make_bytes):
     assert tokenizer.decode(reply_ids) == "ue.</s>"
 
 
-@pytest.mark.parametrize(
-    "text", ["שלום עולם", "مرحبا", "👩‍👩‍👧 🙂", "e\u0301té", "日本語", " \n\tx ", "a\u2028b\x00c"]
-)
+@pytest.mark.parametrize("text", ["שלום עולם", "مرحبا", "👩‍👩‍👧 🙂", "e\u0301té", "日本語", " \n\tx ", "a\u2028b\x00c"])
 def test_any_script_comes_back(text, make_bytes):
     tokenizer = make_bytes("<s> $A")
     prompt_ids, reply_ids = encode_pair(tokenizer, text, text)
@@ -146,9 +144,7 @@ texts = st.text(min_size=1, max_size=30).filter(lambda text: "<" not in text)
 @given(pairs=st.lists(st.tuples(texts, texts, st.booleans()), min_size=1, max_size=4))
 def test_encoded_and_padded_texts_come_back(padded_with_eos, pairs):
     """Decoding is the oracle: what was put in comes out on each side of the border."""
-    encoded = [
-        encode_pair(padded_with_eos, prompt, reply, finished=finished) for prompt, reply, finished in pairs
-    ]
+    encoded = [encode_pair(padded_with_eos, prompt, reply, finished=finished) for prompt, reply, finished in pairs]
     for side, pad in ((0, left_pad), (1, right_pad)):
         rows = [pair[side] for pair in encoded]
         ids, mask = pad(rows, padded_with_eos.pad_token_id)
@@ -160,9 +156,7 @@ def test_encoded_and_padded_texts_come_back(padded_with_eos, pairs):
 
 @settings(deadline=None, max_examples=60)
 @given(prompt=texts, reply=texts, max_length=st.integers(1, 60))
-def test_cut_pairs_fit_and_keep_bos_reply_and_the_end_of_the_prompt(
-    padded_with_eos, prompt, reply, max_length
-):
+def test_cut_pairs_fit_and_keep_bos_reply_and_the_end_of_the_prompt(padded_with_eos, prompt, reply, max_length):
     whole = encode_pair(padded_with_eos, prompt, reply)
     if len(whole.reply_ids) >= max_length:
         with pytest.raises(LabError):
@@ -224,9 +218,7 @@ def test_to_text_renders_every_column_of_every_kind(make_bytes):
     opening = "<|user|>hi</s>\n<|assistant|>"
     no = [{"role": "assistant", "content": "no"}]
     rows = {"prompt": [USER], "completion": [BOT]}
-    assert to_text(Dataset.from_dict(rows), tokenizer).to_list() == [
-        {"prompt": opening, "completion": "hello"}
-    ]
+    assert to_text(Dataset.from_dict(rows), tokenizer).to_list() == [{"prompt": opening, "completion": "hello"}]
     rows = {"prompt": [USER], "chosen": [BOT], "rejected": [no]}
     expected = {"prompt": opening, "chosen": "hello", "rejected": "no"}
     assert to_text(Dataset.from_dict(rows), tokenizer).to_list() == [expected]

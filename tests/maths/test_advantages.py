@@ -90,9 +90,7 @@ def test_instructgpt_equation_2():
 
 def test_drifting_from_the_reference_costs():
     # the policy likes its token more than the reference does: the reward must be negative
-    reward = shaped_rewards(
-        torch.zeros(1), torch.tensor([[-0.5]]), torch.tensor([[-2.5]]), bools([[1]]), kl_coef=0.1
-    )
+    reward = shaped_rewards(torch.zeros(1), torch.tensor([[-0.5]]), torch.tensor([[-2.5]]), bools([[1]]), kl_coef=0.1)
     assert reward.item() == pytest.approx(-0.2)
 
 
@@ -196,9 +194,7 @@ def test_perfect_values_leave_no_advantage():
 
 def test_discounted_returns_by_hand():
     # gamma .5: 4; 2 + 2 = 4; 1 + 2 = 3, and a masked position between changes nothing
-    assert discounted_returns(doubles([[1.0, 2.0, 4.0]]), bools([[1, 1, 1]]), gamma=0.5).tolist() == [
-        [3, 4, 4]
-    ]
+    assert discounted_returns(doubles([[1.0, 2.0, 4.0]]), bools([[1, 1, 1]]), gamma=0.5).tolist() == [[3, 4, 4]]
     holed = discounted_returns(doubles([[1.0, math.nan, 2.0, 4.0]]), bools([[1, 0, 1, 1]]), gamma=0.5)
     assert holed.tolist() == [[3, 0, 4, 4]]
 
@@ -225,9 +221,7 @@ def test_extra_pad_columns_change_nothing():
     for left, right in [(3, 0), (0, 2), (1, 4)]:
         wide = [pad(x, (left, right), value=math.nan) for x in (a, b)]
         wide_mask = pad(mask, (left, right), value=False)
-        for got, expected in zip(
-            masked_functions(*wide, wide_mask), masked_functions(a, b, mask), strict=True
-        ):
+        for got, expected in zip(masked_functions(*wide, wide_mask), masked_functions(a, b, mask), strict=True):
             assert torch.equal(got, pad(expected, (left, right)))
 
 

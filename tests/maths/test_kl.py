@@ -30,9 +30,7 @@ def test_k1_and_k3_average_to_the_kl_of_the_policy_from_the_reference(kind):
 
 
 def test_k2_does_not():
-    by_hand = sum(
-        p * math.log(p / q) ** 2 / 2 for p, q in zip(POLICY.tolist(), REFERENCE.tolist(), strict=True)
-    )
+    by_hand = sum(p * math.log(p / q) ** 2 / 2 for p, q in zip(POLICY.tolist(), REFERENCE.tolist(), strict=True))
     assert expectation("k2") == pytest.approx(by_hand)
     assert abs(by_hand - exact_kl(POLICY, REFERENCE)) > 0.01
 
@@ -58,9 +56,7 @@ def test_bias_and_deviation_on_gaussians(kind, shift, bias, deviation):
     k = kl_estimate(-x.square() / 2, -(x - shift).square() / 2, kind=kind)
     mean = (density * k).sum()
     assert (mean / true - 1).item() == pytest.approx(bias, abs=1e-4)
-    assert (((density * (k - mean).square()).sum()).sqrt() / true).item() == pytest.approx(
-        deviation, abs=1e-3
-    )
+    assert (((density * (k - mean).square()).sum()).sqrt() / true).item() == pytest.approx(deviation, abs=1e-3)
 
 
 def test_sign_and_size_by_hand():
@@ -198,9 +194,7 @@ def test_best_of_n_kl_is_that_of_the_largest_of_n_uniforms(n):
     # the KL is the integral of n u^(n-1) log(n u^(n-1)), here by the midpoint rule
     u = (torch.arange(200_000, dtype=torch.float64) + 0.5) / 200_000
     density = n * u.pow(n - 1)
-    assert best_of_n_kl(n) == pytest.approx(
-        (density * density.clamp_min(1e-300).log()).mean().item(), abs=1e-6
-    )
+    assert best_of_n_kl(n) == pytest.approx((density * density.clamp_min(1e-300).log()).mean().item(), abs=1e-6)
 
 
 def test_best_of_n_kl_is_an_upper_bound_where_samples_tie():

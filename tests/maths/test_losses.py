@@ -301,9 +301,7 @@ def test_policy_loss_of_nemo():
     # NVIDIA-NeMo/RL 7ea279ab, tests/unit/algorithms/test_loss_functions.py L456-529: ratios .5, 1, 1.5, per
     # token -.5, 1, -2.4; only the last is clipped. Stated -0.6333
     logp = doubles([[-1.69315, -1.0, -0.59453]])
-    result = policy_loss(
-        logp, -torch.ones(1, 3).double(), doubles([[1.0, -1, 2]]), bools([[1, 1, 1]]), clip=0.2
-    )
+    result = policy_loss(logp, -torch.ones(1, 3).double(), doubles([[1.0, -1, 2]]), bools([[1, 1, 1]]), clip=0.2)
     assert result.loss.item() == pytest.approx(-0.63333286342732)
     assert result.clip_fraction.item() == pytest.approx(1 / 3)
     assert result.ratio.item() == pytest.approx(1.0, abs=1e-5)

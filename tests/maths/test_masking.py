@@ -160,16 +160,12 @@ def test_padding_changes_nothing():
         assert torch.allclose(masked_mean(wide, wide_mask), masked_mean(x, mask))
         assert torch.allclose(masked_mean(wide, wide_mask, dim=1), masked_mean(x, mask, dim=1))
         assert torch.allclose(masked_var(wide, wide_mask), masked_var(x, mask))
-        assert torch.allclose(
-            masked_whiten(wide, wide_mask)[:, left : left + 4], masked_whiten(x, mask), atol=1e-6
-        )
+        assert torch.allclose(masked_whiten(wide, wide_mask)[:, left : left + 4], masked_whiten(x, mask), atol=1e-6)
 
 
 @pytest.mark.parametrize("function", [masked_mean, masked_var, masked_whiten])
 def test_refuses_what_does_not_fit(function):
-    with pytest.raises(
-        ValueError, match=rf"^{function.__name__}: wants one shape, got x \(2, 3\), mask \(2,\)$"
-    ):
+    with pytest.raises(ValueError, match=rf"^{function.__name__}: wants one shape, got x \(2, 3\), mask \(2,\)$"):
         function(torch.zeros(2, 3), bools([1, 0]))
     with pytest.raises(ValueError, match=rf"^{function.__name__}: mask must be bool .* got torch.float32$"):
         function(torch.zeros(2), torch.ones(2))

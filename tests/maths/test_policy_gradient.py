@@ -62,9 +62,7 @@ def test_expectation_over_all_replies_is_the_gradient_of_the_expected_reward():
     logp = token_logprobs(torch.stack([logits_of(ours, reply) for reply in REPLIES]), tokens)
     # reduction 1 sums each reply; times pi(y) and the number of replies, the mean is the expectation
     weights = torch.stack(probabilities).detach() * torch.tensor(REWARDS, dtype=torch.float64) * len(REPLIES)
-    policy_loss(
-        logp, logp.detach(), weights[:, None].expand(-1, 2), mask, clip=0.2, reduction=1
-    ).loss.backward()
+    policy_loss(logp, logp.detach(), weights[:, None].expand(-1, 2), mask, clip=0.2, reduction=1).loss.backward()
     assert torch.allclose(ours.grad, -exact.grad, atol=1e-12)
 
 

@@ -1,4 +1,4 @@
-"""The committed notebooks: parameters that equal their config, the same headings in the same order, no logic of their own."""
+"""The committed notebooks: parameters that equal their config, common headings, no logic of their own."""
 
 import ast
 import json

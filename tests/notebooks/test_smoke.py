@@ -49,9 +49,7 @@ def test_plain_transformers_loads_what_a_run_leaves(smoke):
 
     runs = json.loads((smoke / "results.json").read_text())["runs"]
     policy = transformers.AutoModelForCausalLM.from_pretrained(Path(runs["ppo"]) / "checkpoint")
-    reward = transformers.AutoModelForSequenceClassification.from_pretrained(
-        Path(runs["reward_model"]) / "checkpoint"
-    )
+    reward = transformers.AutoModelForSequenceClassification.from_pretrained(Path(runs["reward_model"]) / "checkpoint")
     assert policy.config.vocab_size == reward.config.vocab_size and reward.config.num_labels == 1
 
 

@@ -35,7 +35,9 @@ def test_prompts_are_different_and_of_their_split(world):
         prompts = world.prompts(split, 300, seed=5)
         assert len(set(prompts)) == 300
         assert {split_of(parse_prompt(prompt)) for prompt in prompts} == {split}
-    assert world.prompts("train", 20, seed=1) == world.prompts("train", 20, seed=1) != world.prompts("train", 20, seed=2)
+    assert (
+        world.prompts("train", 20, seed=1) == world.prompts("train", 20, seed=1) != world.prompts("train", 20, seed=2)
+    )
 
 
 def test_files_hold_what_they_say(world, tmp_path):
