@@ -4,6 +4,11 @@ Names are loaded when first used, so that `import rlhf_lab` stays light: it load
 """
 
 import importlib
+import os
+
+# An OpenMP thread that spins while it waits steals the core that another job needs: on two cores with one other job
+# running, the same matrix products took 32 s instead of 5. It is read when torch is loaded, so it is set here.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 __version__ = "0.1.0"
 

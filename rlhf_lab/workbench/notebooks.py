@@ -213,7 +213,7 @@ def _kernel_manager(folder: Path, log: Any, started: Callable[[Any], None]) -> t
             return KernelSpec(argv=[*command, "-f", "{connection_file}"], display_name="Python 3")
 
         async def start_kernel(self, **kwargs: Any) -> None:
-            env = {"RLHF_LAB_HEADLESS": "1", **(kwargs.pop("env", None) or os.environ)}
+            env = {"RLHF_LAB_HEADLESS": "1", "OMP_WAIT_POLICY": "PASSIVE", **(kwargs.pop("env", None) or os.environ)}
             await super().start_kernel(stdout=log, stderr=log, env=env, **kwargs)
             started(self)
 
