@@ -232,9 +232,19 @@ def test_precision_auto_is_settled_where_it_is_used():
 # ---- Interrupts
 
 
+def noisy(completions):
+    """A reward that draws from torch's own generator, as one with dropout or sampling would."""
+    return [value + 0.1 * torch.rand(()).item() for value in count_words(completions)]
+
+
+def begin(reward=noisy):
+    """Ten prompts and batches of eight: every update but the first meets a new shuffle."""
+    return start(make_config(), reward=reward, prompts=PROMPTS[:10])
+
+
 def uninterrupted() -> tuple[list, list]:
     """Weights after each of three updates, and the replies of each."""
-    state = start(make_config())
+    state = begin()
     weights, replies = [], []
     for update in ppo_updates(state):
         weights.append(weights_of(state.policy, state.critic))
@@ -248,11 +258,12 @@ def test_an_interrupt_while_sampling_leaves_the_last_whole_update():
 
     def reward(completions):
         calls.append(1)
+        values = noisy(completions)
         if len(calls) == 2:
             os.kill(os.getpid(), signal.SIGINT)
-        return count_words(completions)
+        return values
 
-    state, numbers = start(make_config(), reward=reward), []
+    state, numbers = begin(reward), []
     with pytest.raises(KeyboardInterrupt):
         numbers.extend(update.number for update in ppo_updates(state))
     assert numbers == [1]
@@ -266,7 +277,7 @@ def test_an_interrupt_while_sampling_leaves_the_last_whole_update():
 
 def test_an_interrupt_while_training_waits_for_the_end_of_the_update():
     weights, replies = uninterrupted()
-    state, steps, numbers = start(make_config()), [], []
+    state, steps, numbers = begin(), [], []
 
     def interrupt(*_):
         steps.append(1)
@@ -290,7 +301,7 @@ def test_an_interrupt_while_training_waits_for_the_end_of_the_update():
 
 def test_an_interrupt_in_the_body_of_the_loop():
     weights, _ = uninterrupted()
-    state = start(make_config())
+    state = begin()
     with pytest.raises(KeyboardInterrupt):
         [os.kill(os.getpid(), signal.SIGINT) for _ in ppo_updates(state)]
     assert same(weights_of(state.policy, state.critic), weights[0])
@@ -304,9 +315,9 @@ def test_a_reward_that_fails_undoes_the_sampling_too():
 
     def reward(completions):
         calls.append(1)
-        return [math.nan if len(calls) == 2 else value for value in count_words(completions)]
+        return [math.nan if len(calls) == 2 else value for value in noisy(completions)]
 
-    state = start(make_config(), reward=reward)
+    state = begin(reward)
     with pytest.raises(LabError, match="finite number"):
         list(ppo_updates(state))
     list(ppo_updates(state))
