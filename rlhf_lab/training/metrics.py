@@ -40,6 +40,7 @@ def ppo_metrics(update: PPOUpdate, config: PPOConfig) -> dict[str, float]:
         "completions/clipped_ratio": _share(unfinished & (mask.sum(1) >= config.max_new_tokens)),
         "completions/eos_rate": _share(rollout.finished),
         "time/rollout": update.seconds["rollout"],
+        "time/score": update.seconds["score"],
         "time/train": update.seconds["train"],
         "lr": update.lr,
     }

@@ -78,7 +78,7 @@ class PPOUpdate(NamedTuple):
     episode: int  # replies sampled so far
     lr: float
     kl_coef: float
-    seconds: dict[str, float]  # rollout (scoring included), train
+    seconds: dict[str, float]  # rollout, score, train
 
 
 def final_scores(rollout: Rollout, config: PPOConfig) -> torch.Tensor:
@@ -292,7 +292,7 @@ def _update(state: PPOState) -> None:
         state.generator.get_state(),
         torch.get_rng_state(),
     )
-    started = time.perf_counter()
+    seconds: dict[str, float] = {}
     try:
         prompts, columns = state.next_prompts()
         batch = rollout(
@@ -305,12 +305,13 @@ def _update(state: PPOState) -> None:
             config,
             state.generator,
             columns,
+            seconds,
         )
-        sampled = time.perf_counter()
+        scored = time.perf_counter()
         with _interrupts_held():
             advantages, returns = estimate_advantages(batch, config)
             stats = ppo_step(state.policy, state.critic, state.optimizer, batch, advantages, returns, config)
-            seconds = {"rollout": sampled - started, "train": time.perf_counter() - sampled}
+            seconds["train"] = time.perf_counter() - scored
             episode = (number + 1) * config.batch_size * config.samples_per_prompt
             state.unseen = PPOUpdate(batch, stats, number + 1, episode, lr, config.kl_coef, seconds)
             state.number = number + 1

@@ -113,8 +113,8 @@ def reward_model_steps(state: RewardModelState) -> Iterator[RewardModelStats]:
         rows = state.order[state.step].tolist()
         with autocast(precision, scorer):
             scores, mask, ranks = _ranked_scores(scorer, state.pad_id, state.data, rows)
-        best_first, mask, ranks = _sort_by_rank(scores, mask, -ranks if config.reverse else ranks)
-        loss = ranking_loss(best_first, mask=mask, ranks=ranks)
+        ranks = -ranks if config.reverse else ranks
+        loss = ranking_loss(scores, mask=mask, ranks=ranks)
         if not math.isfinite(loss.item()):
             raise RunFailed(f"reward model step {state.step + 1}: the loss is {loss.item()}; lower 'lr'")
         state.optimizer.zero_grad(set_to_none=True)
@@ -124,7 +124,7 @@ def reward_model_steps(state: RewardModelState) -> Iterator[RewardModelStats]:
             raise RunFailed(f"reward model step {state.step + 1}: the gradient's norm is {norm}; lower 'lr'")
         state.optimizer.step()
         state.step += 1
-        gaps = _gaps(best_first.detach(), mask, ranks)
+        gaps = _gaps(scores.detach(), mask, ranks)
         yield RewardModelStats(loss.item(), _accuracy(gaps), gaps.mean().item(), norm, lr)
 
 
@@ -144,7 +144,7 @@ def evaluate_reward_model(scorer: Scorer, tokenizer, rankings, *, max_length: in
     gaps, loss = [], 0.0
     for start in range(0, len(data.ranks), batch_size):
         rows = list(range(start, min(start + batch_size, len(data.ranks))))
-        scores, mask, ranks = _sort_by_rank(*_ranked_scores(scorer, tokenizer.pad_token_id, data, rows))
+        scores, mask, ranks = _ranked_scores(scorer, tokenizer.pad_token_id, data, rows)
         gaps.append(_gaps(scores, mask, ranks))
         loss += ranking_loss(scores, mask=mask, ranks=ranks).item() * len(rows)
     gap = torch.cat(gaps)
@@ -202,14 +202,8 @@ def _ranked_scores(scorer: Scorer, pad_id: int, data: Ranked, rows: list[int]):
     return scores, mask, ranks
 
 
-def _sort_by_rank(scores: torch.Tensor, mask: torch.Tensor, ranks: torch.Tensor):
-    """Columns best to worst, padding last."""
-    order = ranks.masked_fill(~mask, torch.iinfo(torch.long).max).argsort(dim=1, stable=True)
-    return scores.gather(1, order), mask.gather(1, order), ranks.gather(1, order)
-
-
 def _pairs(mask: torch.Tensor, ranks: torch.Tensor) -> torch.Tensor:
-    """(B, K, K) True where column i is ranked above column j and both are real."""
+    """(B, K, K) True where column i is ranked above column j and both are real. The columns are in any order."""
     return (ranks[:, :, None] < ranks[:, None, :]) & mask[:, :, None] & mask[:, None, :]
 
 

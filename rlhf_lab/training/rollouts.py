@@ -1,5 +1,6 @@
 """What a policy did and what it was worth: sampling replies, reading them by every model, and scoring them."""
 
+import time
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -93,12 +94,15 @@ def rollout(
     config,
     generator=None,
     columns=None,
+    seconds: dict[str, float] | None = None,
 ) -> Rollout:
     """Sample `config.samples_per_prompt` replies to each prompt, read them by every model, and score them.
 
     `critic` may be None: values are then 0. `columns` are further columns of the prompts that the reward may ask for.
+    `seconds`, if given, gets the time it took: `rollout` to sample, `score` to read and score.
     Source: Ouyang et al. 2022 (InstructGPT), 3.5; the temperature divides the logits of policy and reference alike.
     """
+    started = time.perf_counter()
     repeats = config.samples_per_prompt
     prompts = [prompt for prompt in prompts for _ in range(repeats)]
     columns = {name: [v for v in values for _ in range(repeats)] for name, values in (columns or {}).items()}
@@ -116,6 +120,7 @@ def rollout(
             generator=generator,
         )
         read = (prompt_ids, prompt_mask, sampled.response_ids, sampled.response_mask)
+        drawn = time.perf_counter()
         old_logp = response_logprobs(policy, *read, temperature=config.temperature).logp
         ref_logp = response_logprobs(reference, *read, temperature=config.temperature).logp
         values = response_values(critic, *read) if critic is not None else torch.zeros_like(old_logp)
@@ -128,6 +133,8 @@ def rollout(
         finished=sampled.finished.tolist(),
         **columns,
     )
+    if seconds is not None:
+        seconds |= {"rollout": drawn - started, "score": time.perf_counter() - drawn}
     return Rollout(
         *read,
         finished=sampled.finished,

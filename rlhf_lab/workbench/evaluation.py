@@ -134,9 +134,11 @@ class Measure:
         proxy: float
         kl: float
 
-    def __init__(self, cfg, tokenizer, prompts: Sequence[str], reward, world, *, baseline, columns=None):
-        self.cfg, self.tokenizer, self.prompts = cfg, tokenizer, list(prompts)
-        self.reward, self.world, self.columns = reward, world, columns or {}
+    def __init__(self, cfg, tokenizer, held_out, reward, world, *, baseline):
+        """held_out: a data set with `prompt` and whatever further columns the reward asks for."""
+        self.cfg, self.tokenizer, self.reward, self.world = cfg, tokenizer, reward, world
+        self.columns = held_out.to_dict()
+        self.prompts = self.columns.pop("prompt")
         self.reference = baseline
         self.points: dict[int, Measure.Point] = {}
         self(baseline, 0)

@@ -219,7 +219,7 @@ def test_3_padding_changes_nothing(architecture, whiten, trimmed, monkeypatch):
         rows = padded(batch, left, right, junk)
         torch.manual_seed(0)
         stats_ = ppo_step(policy, critic, optimizer, rows, *estimate_advantages(rows, config), config)
-        update = ppo.PPOUpdate(rows, stats_, 1, 8, 0.1, config.kl_coef, {"rollout": 0.0, "train": 0.0})
+        update = ppo.PPOUpdate(rows, stats_, 1, 8, 0.1, config.kl_coef, {"rollout": 0.0, "score": 0.0, "train": 0.0})
         found.append(ppo_metrics(update, config))
     assert found[0]["policy/clipfrac_avg"] > 0.05
     for figures in found[1:]:

@@ -39,7 +39,7 @@ STATS = PPOStats(
 
 
 def test_metrics_of_an_update_by_hand():
-    update = PPOUpdate(BATCH, STATS, 2, 256, 3e-4, 0.5, {"rollout": 1.25, "train": 0.75})
+    update = PPOUpdate(BATCH, STATS, 2, 256, 3e-4, 0.5, {"rollout": 1.25, "score": 0.5, "train": 0.75})
     config = make_config(max_new_tokens=3, missing_eos_penalty=1.0, kl_coef=0.5)
     # k1 = logp - ref_logp: .5 - 1 = -.5 for the first reply, .5 + 1 + 1.5 = 3 for the second; mean 1.25
     # entropy: 3 for the first, 5 for the second; scores after the penalty: 4 and 1
@@ -67,6 +67,7 @@ def test_metrics_of_an_update_by_hand():
         "completions/clipped_ratio": 0.5,
         "completions/eos_rate": 0.5,
         "time/rollout": 1.25,
+        "time/score": 0.5,
         "time/train": 0.75,
         "lr": 3e-4,
     }

@@ -184,6 +184,7 @@ def test_numbers_of_the_updates():
     assert [update.lr for update in updates] == pytest.approx([0.3, 0.2, 0.1])  # linear, towards 0
     assert rates[::4] == [pytest.approx(pair) for pair in ([0.3, 0.6], [0.2, 0.4], [0.1, 0.2])]
     assert {update.kl_coef for update in updates} == {0.25}
+    assert all(set(update.seconds) == {"rollout", "score", "train"} for update in updates)
     assert list(ppo_updates(state)) == []  # done is done
 
 

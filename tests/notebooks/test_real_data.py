@@ -1,0 +1,93 @@
+"""The README's way to real models and data: no sandbox, a GPT-2 and files of one's own, through the same notebooks."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+
+ROOT = Path(__file__).resolve().parents[2]
+SENTENCES = ["the sky is blue", "rain falls in spring", "a cat sleeps all day", "tea is warm", "we walk to the sea"]
+
+
+def write(path: Path, rows: list[dict]) -> str:
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return str(path)
+
+
+@pytest.fixture
+def gpt2(tmp_path) -> str:
+    """A GPT-2 with a byte-level tokenizer made on the spot; its padding token is its EOS, as in the real one."""
+    from tokenizers import ByteLevelBPETokenizer
+    from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
+
+    bpe = ByteLevelBPETokenizer()
+    bpe.train_from_iterator(SENTENCES * 20, vocab_size=300, special_tokens=["<|endoftext|>"])
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=bpe._tokenizer, eos_token="<|endoftext|>")
+    torch.manual_seed(0)
+    config = GPT2Config(vocab_size=len(tokenizer), n_positions=64, n_embd=32, n_layer=2, n_head=2, eos_token_id=0)
+    GPT2LMHeadModel(config).save_pretrained(tmp_path / "gpt2")
+    tokenizer.save_pretrained(tmp_path / "gpt2")
+    return str(tmp_path / "gpt2")
+
+
+@pytest.mark.slow
+def test_the_chain_on_ones_own_model_and_files(tmp_path, gpt2):
+    prompts = [f"{a}, so" for a in SENTENCES]
+    demos = [{"prompt": p, "completion": f" {s}"} for p in prompts for s in SENTENCES]
+    pairs = [{"prompt": p, "chosen": f" {s}", "rejected": f" {s} and {s}"} for p in prompts for s in SENTENCES]
+    chat = [
+        {
+            "prompt": [{"role": "user", "content": p}],
+            "chosen": [{"role": "assistant", "content": "yes"}],
+            "rejected": [{"role": "assistant", "content": "no"}],
+        }
+        for p in prompts
+    ]
+    files = {
+        "demonstrations": write(tmp_path / "demos.jsonl", demos),
+        "preferences": write(tmp_path / "pairs.jsonl", [{**row, "question": row.pop("prompt")} for row in pairs]),
+        "prompts": write(tmp_path / "prompts.jsonl", [{"prompt": p, "source": "mine"} for p in prompts]),
+    }
+    write(tmp_path / "chat.jsonl", chat)
+    (tmp_path / "mine.py").write_text(
+        "def short(completions, source, **_):\n"
+        "    assert set(source) == {'mine'}\n"
+        "    return [-float(len(c)) for c in completions]\n"
+    )
+    common = {"sandbox": "", "eval_prompts": 4, "max_new_tokens": 6, "threads": 1}
+    ppo = {"policy": "{sft}", "prompts": files["prompts"], "updates": 1, "eval_every": 1, "batch_size": 4}
+    stages = [
+        ("sft", "01_sft", {"model": gpt2, "demonstrations": files["demonstrations"], "prompts": files["prompts"]}),
+        ("reward_model", "02_reward_model", {
+            "policy": "{sft}", "preferences": files["preferences"], "heldout": files["preferences"],
+            "columns": {"prompt": "question"}, "demonstrations": files["demonstrations"],
+        }),
+        ("ppo", "03_ppo", {**ppo, "reward": "{reward_model}"}),
+        ("ppo_function", "03_ppo", {**ppo, "reward": f"{tmp_path / 'mine.py'}:short", "critic": "policy"}),
+        ("judge_bias", "04_judge_bias", {
+            "policy_a": "{ppo}", "policy_b": "{sft}", "reward": "{reward_model}", "prompts": files["prompts"],
+        }),
+    ]  # fmt: skip
+    chain = {
+        "experiment": "mine",
+        "stages": [{"name": n, "notebook": b, "parameters": {**common, **p}} for n, b, p in stages],
+    }
+    (tmp_path / "experiments").mkdir()
+    (tmp_path / "notebooks").symlink_to(ROOT / "notebooks")
+    file = tmp_path / "experiments" / "mine.yaml"
+    file.write_text(yaml.safe_dump(chain, sort_keys=False))
+    environment = {**os.environ, "RLHF_LAB_RUNS": str(tmp_path / "runs"), "WANDB_MODE": "disabled"}
+    done = subprocess.run(
+        [sys.executable, "-m", "rlhf_lab", "run", str(file)],
+        cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=600,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-2000:]
+    results = json.loads((tmp_path / "runs" / "mine" / "results.json").read_text())["results"]
+    assert results["reward_model"]["comparisons"] == 25
+    assert "gold" not in results["ppo"]
+    assert results["ppo_function"]["score"] <= 0

@@ -1,0 +1,88 @@
+"""What the notebooks measure, on small tables counted by hand."""
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from rlhf_lab import judges
+from rlhf_lab.errors import LabError
+from rlhf_lab.sandbox.world import World
+from rlhf_lab.workbench import artefacts, evaluation
+
+PROMPT = "note : the soup is hot and cheap . guest : how is the soup ? host :"
+
+
+def answers(replies: list[str], **columns) -> pd.DataFrame:
+    return pd.DataFrame({"prompt": [PROMPT] * len(replies), "reply": replies, "finished": True, "words": 3, **columns})
+
+
+def test_gold_by_part_adds_up():
+    world = World.load()
+    found = evaluation.with_gold(answers(["the soup is hot .", "go away ."]), world)
+    parts = found[["helpful", "honest", "harmless", "concise", "manner"]].sum(axis=1)
+    assert parts.to_numpy() == pytest.approx(found["gold"].to_numpy())
+    table = evaluation.by_part({"SFT": found})
+    assert table.loc["SFT", "harmless"] == pytest.approx(round(world.gold_weights.abuse / world.reference_std / 2, 2))
+
+
+def test_without_a_world_there_is_no_gold_and_nothing_breaks():
+    plain = evaluation.with_gold(answers(["a", "b"]), None)
+    assert "gold" not in plain
+    assert list(evaluation.by_part({"x": plain})) == ["words", "finished"]
+    assert set(evaluation.gold_results(x=plain)) == {"eos_rate_x", "words_x"}
+    assert list(evaluation.side_by_side({"x": plain})) == ["prompt", "x"]
+
+
+def test_pairs_of_two_policies_leave_out_equal_replies_and_remember_whose_is_whose():
+    ours = answers(["good", "same", "better"], gold=[1.0, 0.0, 2.0])
+    theirs = answers(["bad", "same", "worse"], gold=[-1.0, 0.0, 0.5])
+    pairs = artefacts.judge_pairs(ours, theirs, seed=0)
+    assert len(pairs) == 2
+    for _, row in pairs.iterrows():
+        assert row[f"reply_{row['ours']}"] in ("good", "better")
+        assert row["gold"] == row["ours"]
+    sides = [set(artefacts.judge_pairs(ours, theirs, seed=s)["ours"]) for s in range(20)]
+    assert set().union(*sides) == {"a", "b"}
+
+
+def test_win_rates_by_the_side_it_was_shown_on():
+    ours, theirs = answers(["good"] * 40, gold=1.0), answers(["bad"] * 40, gold=0.0)
+    pairs = artefacts.judge_pairs(ours, theirs, seed=1)
+    verdicts = judges.ask(judges.always_first, pairs, name="always first")
+    rates = artefacts.win_rates(verdicts, pairs).set_index("PPO is shown")["PPO wins"]
+    assert rates.to_dict() == {"first": 1.0, "second": 0.0, "both": 0.5}
+    gold = judges.ask(
+        judges.ScoreJudge(lambda prompts, completions: [float(c == "good") for c in completions]), pairs, name="g"
+    )
+    assert set(artefacts.win_rates(gold, pairs)["PPO wins"]) == {1.0}
+
+
+class Settings:
+    experiment, sandbox, seed, threads = "x", "default", 0, 1
+
+
+def test_a_run_directory_means_its_checkpoint_and_a_path_means_itself(tmp_path, monkeypatch):
+    monkeypatch.setenv("RLHF_LAB_RUNS", str(tmp_path / "runs"))
+    (tmp_path / "run" / "checkpoint").mkdir(parents=True)
+    assert artefacts.checkpoint(str(tmp_path / "run"), "sft", Settings) == str(tmp_path / "run" / "checkpoint")
+    assert artefacts.checkpoint("owner/model", "sft", Settings) == "owner/model"
+    with pytest.raises(LabError, match="no experiment file few.yaml"):
+        artefacts.checkpoint("few.yaml", "reward_model", Settings)
+
+
+def test_sandbox_words_need_a_sandbox():
+    with pytest.raises(LabError, match="prompts is 'sandbox' but the parameter 'sandbox' is empty"):
+        artefacts.source("sandbox", {}, "prompts")
+    with pytest.raises(LabError, match="model is 'sandbox'"):
+        artefacts.base_model("sandbox", None)
+    assert artefacts.source("mine.jsonl", {}, "prompts") == "mine.jsonl"
+
+
+def test_the_ceiling_is_what_gold_itself_scores_on_noisy_labels():
+    # the labeler chose the better reply in 3 of 4 pairs; the model agrees with gold in the last 2
+    chosen, rejected = np.array([1.0, 0.0, 2.0, 3.0]), np.array([0.0, 1.0, 1.0, 1.0])
+    scores = [np.array([0.0, 1.0, 1.0, 1.0]), np.array([1.0, 0.0, 0.0, 0.0])]
+    found = artefacts._against_gold(scores, [chosen, rejected])
+    assert found["ceiling"] == 0.75
+    # pair 1: gold says chosen, model rejected; pair 2: gold rejected, model chosen; pairs 3 and 4 agree
+    assert found["accuracy_against_gold"] == 0.5
