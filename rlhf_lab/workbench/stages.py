@@ -12,6 +12,7 @@ from pydantic import Field
 from rlhf_lab.config import Config
 from rlhf_lab.judges.replay import ReplayConfig
 from rlhf_lab.judges.simulated import SimulatedJudgeConfig
+from rlhf_lab.models import resolve_precision
 from rlhf_lab.sandbox.labelers import LabelerConfig
 from rlhf_lab.training.ppo import PPOConfig
 from rlhf_lab.training.pretraining import PretrainConfig
@@ -111,6 +112,13 @@ def begin(stage: str, cfg: StageConfig) -> Run:
     transformers.logging.disable_progress_bar()
     pd.set_option("display.max_colwidth", 200, "display.precision", 2)
     return Run.start(stage, cfg, run_dir=cfg.run_dir, experiment=cfg.experiment, seed=cfg.seed, tracking=cfg.tracking)
+
+
+def settle_precision(cfg: StageConfig, model) -> StageConfig:
+    """The same settings with `auto` decided for this machine and model, and said: a repetition can ask for it by name."""
+    chosen = resolve_precision(cfg.precision, model)
+    print(f"precision: {chosen}" + (" (auto)" if cfg.precision == "auto" else ""))
+    return cfg.model_copy(update={"precision": chosen})
 
 
 def follow(run: Run, live, doing: str) -> Callable[[dict], None]:
