@@ -115,7 +115,7 @@ def begin(stage: str, cfg: StageConfig) -> Run:
 
 
 def settle_precision(cfg: StageConfig, model) -> StageConfig:
-    """The same settings with `auto` decided for this machine and model, and said: a repetition can ask for it by name."""
+    """The settings with `auto` decided for this machine and model, and said, so that a repetition can name it."""
     chosen = resolve_precision(cfg.precision, model)
     print(f"precision: {chosen}" + (" (auto)" if cfg.precision == "auto" else ""))
     return cfg.model_copy(update={"precision": chosen})
