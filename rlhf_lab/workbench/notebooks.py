@@ -214,6 +214,7 @@ def _kernel_manager(folder: Path, log: Any, started: Callable[[Any], None]) -> t
 
         async def start_kernel(self, **kwargs: Any) -> None:
             env = {"RLHF_LAB_HEADLESS": "1", "OMP_WAIT_POLICY": "PASSIVE", **(kwargs.pop("env", None) or os.environ)}
+            env.pop("MPLBACKEND", None)  # any other than the kernel's own would leave the plots out
             await super().start_kernel(stdout=log, stderr=log, env=env, **kwargs)
             started(self)
 
