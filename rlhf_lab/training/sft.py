@@ -4,6 +4,7 @@ import contextlib
 import io
 import math
 import tempfile
+import warnings
 from collections.abc import Callable
 from typing import Literal
 
@@ -87,29 +88,31 @@ def _arguments(config: SFTConfig, model, rows: int, folder: str, *, evaluate: bo
     from rlhf_lab.models import resolve_precision
 
     steps = math.ceil(rows / config.batch_size) * config.epochs
-    return TRLConfig(
-        output_dir=folder,
-        num_train_epochs=config.epochs,
-        per_device_train_batch_size=config.batch_size,
-        per_device_eval_batch_size=64,
-        learning_rate=config.lr,
-        lr_scheduler_type=config.lr_schedule,
-        warmup_steps=int(steps * config.warmup_ratio),
-        weight_decay=config.weight_decay,
-        max_length=config.max_length,
-        logging_steps=max(1, int(steps // 40)),
-        logging_nan_inf_filter=False,  # the filter replaces a loss that is no number by the mean of those before
-        eval_strategy="epoch" if evaluate else "no",
-        save_strategy="no",
-        report_to="none",
-        disable_tqdm=True,
-        seed=config.seed,
-        use_cpu=model.device.type == "cpu",
-        bf16=resolve_precision(config.precision, model) == "bf16",
-        gradient_checkpointing=False,
-        dataloader_pin_memory=False,
-        dataset_kwargs={"skip_prepare_dataset": True},
-    )
+    with warnings.catch_warnings():  # transformers renames an argument that TRL's config still has by its old name
+        warnings.filterwarnings("ignore", message="`gradient_checkpointing` is deprecated", category=FutureWarning)
+        return TRLConfig(
+            output_dir=folder,
+            num_train_epochs=config.epochs,
+            per_device_train_batch_size=config.batch_size,
+            per_device_eval_batch_size=64,
+            learning_rate=config.lr,
+            lr_scheduler_type=config.lr_schedule,
+            warmup_steps=int(steps * config.warmup_ratio),
+            weight_decay=config.weight_decay,
+            max_length=config.max_length,
+            logging_steps=max(1, int(steps // 40)),
+            logging_nan_inf_filter=False,  # the filter replaces a loss that is no number by the mean of those before
+            eval_strategy="epoch" if evaluate else "no",
+            save_strategy="no",
+            report_to="none",
+            disable_tqdm=True,
+            seed=config.seed,
+            use_cpu=model.device.type == "cpu",
+            bf16=resolve_precision(config.precision, model) == "bf16",
+            gradient_checkpointing=False,
+            dataloader_pin_memory=False,
+            dataset_kwargs={"skip_prepare_dataset": True},
+        )
 
 
 def _report(on_log: Callable[[dict], None] | None):

@@ -58,7 +58,7 @@ class RewardModelStage(StageConfig, RewardModelConfig):
     columns: dict[str, str] = {}
     heldout: str = "sandbox"  # comparisons to test on, in the same format
     demonstrations: str = "sandbox"  # replies whose mean score becomes 0
-    n_prompts: int = Field(1000, ge=1)  # prompts with ranked replies
+    n_prompts: int = Field(2000, ge=1)  # prompts with ranked replies
     n_heldout: int = Field(500, ge=1)
     k: int = Field(4, ge=2, le=9)  # replies ranked for each prompt
     max_new_tokens: int = Field(40, ge=1)
