@@ -68,12 +68,12 @@ def base_for_box(world: World | None) -> dict[str, object]:
 def checkpoint(value: str, stage: str, cfg) -> str:
     """A model directory for a parameter that names one.
 
-    `auto`: of the newest finished run of `stage`, or of one made now with the defaults. `<notebook>/<run>.yaml` under
-    experiments/: of the newest run of exactly those settings and this seed, or of one made now. A run's directory: its
-    checkpoint. Anything else is a path or hub id already.
+    `auto`: of the newest finished run of `stage`, of this seed if there is one, or of one made now with the defaults.
+    `<notebook>/<run>.yaml` under experiments/: of the newest run of exactly those settings and this seed, or of one
+    made now. A run's directory: its checkpoint. Anything else is a path or hub id already.
     """
     if value == "auto":
-        found = latest_run(stage, cfg.experiment) or latest_run(stage)
+        found = latest_run(stage, cfg.experiment, seed=cfg.seed) or latest_run(stage, seed=cfg.seed)
         if found is None:
             found = _make(f"{_MADE_BY[stage]}.ipynb", {}, stage, cfg)
         else:

@@ -21,6 +21,7 @@ from rlhf_lab.errors import LabError
 
 if TYPE_CHECKING:
     import pandas as pd
+import yaml
 
 State = Literal["queued", "running", "done", "failed", "stopped", "died"]
 SILENCE_S = 1800.0  # a process on another host counts as dead after so long without a heartbeat
@@ -228,10 +229,11 @@ def read_samples(path: str | Path) -> "pd.DataFrame":
     return pd.DataFrame(_rows(path, "samples.jsonl"))
 
 
-def latest_run(stage: str, experiment: str | None = None) -> Path | None:
+def latest_run(stage: str, experiment: str | None = None, *, seed: int | None = None) -> Path | None:
     """The newest run of a stage that is done, under the runs root; None when there is none.
 
-    experiment: look in this experiment only.
+    experiment: look in this experiment only. seed: runs of this seed come first, so that a chain of several seeds
+    does not mix them; where there is none of it, the newest of any seed.
     """
     found = []
     for file in runs_root().glob(f"{experiment or '*'}/{stage}/*/status.json"):
@@ -240,5 +242,12 @@ def latest_run(stage: str, experiment: str | None = None) -> Path | None:
         except LabError:
             continue
         if status.state == "done":
-            found.append((status.started, str(file.parent)))
-    return Path(max(found)[1]) if found else None
+            found.append((seed is not None and _seed_of(file.parent) == seed, status.started, str(file.parent)))
+    return Path(max(found)[2]) if found else None
+
+
+def _seed_of(path: Path) -> int | None:
+    try:
+        return yaml.safe_load((path / "config.yaml").read_text(encoding="utf-8")).get("seed")
+    except (OSError, yaml.YAMLError, AttributeError):
+        return None

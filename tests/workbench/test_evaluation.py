@@ -5,9 +5,11 @@ import pandas as pd
 import pytest
 
 from rlhf_lab import judges
+from rlhf_lab.config import Config
 from rlhf_lab.errors import LabError
 from rlhf_lab.sandbox.world import World
 from rlhf_lab.workbench import artefacts, evaluation
+from rlhf_lab.workbench.runs import Run
 
 PROMPT = "note : the soup is hot and cheap . guest : how is the soup ? host :"
 
@@ -57,6 +59,10 @@ def test_win_rates_by_the_side_it_was_shown_on():
     assert set(artefacts.win_rates(gold, pairs)["PPO wins"]) == {1.0}
 
 
+class StageConfig(Config):
+    seed: int = 0
+
+
 class Settings:
     experiment, sandbox, seed, threads = "x", "default", 0, 1
 
@@ -68,6 +74,21 @@ def test_a_run_directory_means_its_checkpoint_and_a_path_means_itself(tmp_path, 
     assert artefacts.checkpoint("owner/model", "sft", Settings) == "owner/model"
     with pytest.raises(LabError, match="no experiment file few.yaml"):
         artefacts.checkpoint("few.yaml", "reward_model", Settings)
+
+
+def test_auto_takes_the_newest_finished_run_and_rather_one_of_its_own_seed(tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("RLHF_LAB_RUNS", str(tmp_path / "runs"))
+    made = {}
+    for seed in (7, 0, 8):
+        run = Run.start("sft", StageConfig(seed=seed), experiment="other", seed=seed)
+        (run.path / "checkpoint").mkdir()
+        run.finish({})
+        made[seed] = str(run.path / "checkpoint")
+    unfinished = Run.start("sft", StageConfig(), experiment="other", seed=0)
+    assert artefacts.checkpoint("auto", "sft", Settings) == made[0]
+    monkeypatch.setattr(Settings, "seed", 99)
+    assert artefacts.checkpoint("auto", "sft", Settings) == made[8]
+    unfinished.stop("the test is over")
 
 
 def test_sandbox_words_need_a_sandbox():
