@@ -80,10 +80,11 @@ def checkpoint(value: str, stage: str, cfg) -> str:
             print(f"{stage}: taking {found}")
     elif value.endswith(".yaml"):
         found = _of_experiment(value, stage, cfg)
-    else:
+    elif (Path(value) / "checkpoint").is_dir():
         found = Path(value)
-    inside = found / "checkpoint"
-    return str(inside) if inside.is_dir() else str(value if value != "auto" else inside)
+    else:
+        return value
+    return str(found / "checkpoint")
 
 
 def _of_experiment(value: str, stage: str, cfg) -> Path:

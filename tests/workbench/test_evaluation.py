@@ -1,5 +1,8 @@
 """What the notebooks measure, on small tables counted by hand."""
 
+from pathlib import Path
+
+import nbformat
 import numpy as np
 import pandas as pd
 import pytest
@@ -89,6 +92,35 @@ def test_auto_takes_the_newest_finished_run_and_rather_one_of_its_own_seed(tmp_p
     monkeypatch.setattr(Settings, "seed", 99)
     assert artefacts.checkpoint("auto", "sft", Settings) == made[8]
     unfinished.stop("the test is over")
+
+
+MAKER = {
+    "parameters": "experiment = ''\nrun_dir = ''\nsandbox = ''\nseed = 0\nthreads = 0\nsize = 1",
+    "": "from rlhf_lab.config import Config\n"
+    "from rlhf_lab.workbench.runs import Run\n"
+    "run = Run.start('sft', Config(), run_dir=run_dir, experiment=experiment, seed=seed)\n"
+    "(run.path / 'checkpoint').mkdir()\n"
+    "(run.path / 'checkpoint' / 'size').write_text(str(size))\n"
+    "run.finish({})",
+}
+
+
+def test_what_is_missing_is_made_said_and_then_taken(tmp_path, monkeypatch, capsys):
+    """By a real kernel: with `auto` at the defaults, with an experiment file at its settings, and only once."""
+    cells = [nbformat.v4.new_code_cell(text, metadata={"tags": [tag] if tag else []}) for tag, text in MAKER.items()]
+    (tmp_path / "notebooks").mkdir()
+    nbformat.write(nbformat.v4.new_notebook(cells=cells), tmp_path / "notebooks" / "01_sft.ipynb")
+    (tmp_path / "experiments" / "01_sft").mkdir(parents=True)
+    (tmp_path / "experiments" / "01_sft" / "big.yaml").write_text("size: 5\n")
+    monkeypatch.setattr(artefacts, "HOUSE", tmp_path)
+    monkeypatch.setenv("RLHF_LAB_RUNS", str(tmp_path / "runs"))
+    made = artefacts.checkpoint("auto", "sft", Settings)
+    assert (Path(made) / "size").read_text() == "1"
+    assert "no finished run was found, so 01_sft.ipynb makes one now" in capsys.readouterr().out
+    assert artefacts.checkpoint("auto", "sft", Settings) == made
+    big = artefacts.checkpoint("01_sft/big.yaml", "sft", Settings)
+    assert (Path(big) / "size").read_text() == "5"
+    assert artefacts.checkpoint("01_sft/big.yaml", "sft", Settings) == big
 
 
 def test_sandbox_words_need_a_sandbox():
