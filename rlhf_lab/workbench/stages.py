@@ -110,7 +110,7 @@ def begin(stage: str, cfg: StageConfig) -> Run:
     transformers.set_seed(cfg.seed)
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
-    pd.set_option("display.max_colwidth", 200, "display.precision", 2)
+    pd.set_option("display.max_colwidth", 200, "display.max_rows", 200, "display.precision", 2)
     return Run.start(stage, cfg, run_dir=cfg.run_dir, experiment=cfg.experiment, seed=cfg.seed, tracking=cfg.tracking)
 
 

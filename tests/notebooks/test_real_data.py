@@ -91,3 +91,34 @@ def test_the_chain_on_ones_own_model_and_files(tmp_path, gpt2):
     assert results["reward_model"]["comparisons"] == 25
     assert "gold" not in results["ppo"]
     assert results["ppo_function"]["score"] <= 0
+
+
+@pytest.mark.slow
+def test_judge_bias_reads_recorded_verdicts_of_real_judges(tmp_path, shared):
+    """LLMBar's verdicts, both orders in one row. ChatGPT with the plain prompt is published below chance, at 32.0%."""
+    from rlhf_lab.sandbox.world import World
+
+    recorded = {
+        "path": str(shared / "data" / "llmbar" / "verdicts.csv.gz"),
+        "columns": {
+            "judge": ["evaluator", "strategy"], "pair_id": ["subset", "idx"], "gold": "label",
+            "verdict_0": "w0", "verdict_1": "w1", "chars_a": "len1", "chars_b": "len2",
+        },
+        "labels": {"1": "a", "2": "b"},
+    }  # fmt: skip
+    base = World.load().base_model
+    parameters = {"policy_a": base, "policy_b": base, "reward": "gold", "eval_prompts": 24, "recorded": recorded}
+    file = tmp_path / "experiments" / "04_judge_bias" / "llmbar.yaml"
+    file.parent.mkdir(parents=True)
+    (tmp_path / "notebooks").symlink_to(ROOT / "notebooks")
+    file.write_text(yaml.safe_dump({"threads": 1, **parameters}))
+    environment = {**os.environ, "RLHF_LAB_RUNS": str(tmp_path / "runs"), "WANDB_MODE": "disabled"}
+    done = subprocess.run(
+        [sys.executable, "-m", "rlhf_lab", "run", str(file)],
+        cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=600,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-2000:]
+    (notebook,) = (tmp_path / "runs").glob("*/*/*/notebook.ipynb")
+    shown = json.dumps(json.loads(notebook.read_text())["cells"])
+    assert "ChatGPT / Vanilla_NoRules" in shown
+    assert "GPT-4 / Metrics_Reference" in shown
