@@ -102,32 +102,35 @@ def proxy_gold(
     *,
     proxy: str = "objective/scores",
     gold: str = "gold/mean",
-    kl: str = "objective/kl",
+    against: str = "objective/kl",
 ) -> Figure:
-    """Proxy reward and gold against the KL to the reference, as gains since the first row, in training order.
+    """Proxy reward and gold against the KL to the reference or another column, as gains since the first row.
 
     Where the proxy goes on rising while gold falls, the policy over-optimises.
     """
-    missing = [name for name in (proxy, gold, kl) if name not in metrics]
+    missing = [name for name in (proxy, gold, against) if name not in metrics]
     if missing:
         raise LabError(f"proxy_gold: the metrics have no '{missing[0]}'; they have {', '.join(metrics.columns)}")
     fig, axes = empty_figure(1, 1, height=3.4)
     ax = axes[0, 0]
     for name, label, color in ((proxy, "proxy", ORANGE), (gold, "gold", BLUE)):
-        rows = metrics[[kl, name]].dropna()
+        rows = metrics[[against, name]].dropna()
         if rows.empty:
             continue
         gain = rows[name].to_numpy() - rows[name].iloc[0]
-        ax.plot(rows[kl], gain, color=color, linewidth=1.2, alpha=0.7, marker="o", markersize=3.5)
+        ax.plot(rows[against], gain, color=color, linewidth=1.2, alpha=0.7, marker="o", markersize=3.5)
         text = f"{label} {gain[-1]:+.2f}"
         ax.annotate(
-            text, (rows[kl].iloc[-1], gain[-1]), xytext=(7, 0), textcoords="offset points", color=color,
+            text, (rows[against].iloc[-1], gain[-1]), xytext=(7, 0), textcoords="offset points", color=color,
             va="center", fontweight="bold",
         )  # fmt: skip
     ax.axhline(0, color=GREY, linewidth=0.8)
     ax.margins(x=0.02)
     ax.set_xlim(right=ax.get_xlim()[1] + 0.14 * np.ptp(ax.get_xlim()))
-    ax.set(xlabel="KL to the reference (nats per reply)", ylabel="gain since the start")
+    ax.set(
+        xlabel="KL to the reference (nats per reply)" if against.endswith("/kl") else against,
+        ylabel="gain since the start",
+    )
     return fig
 
 

@@ -41,6 +41,11 @@ STYLE = sns.axes_style("whitegrid") | {
 }
 
 
+# Loaded now: a notebook's backend turns interactive drawing on when it is loaded, and inside `rc_context` that would be
+# undone at the end, so that the notebook's own plots would not be shown.
+plt.switch_backend(mpl.get_backend())
+
+
 def styled(draw: Callable[..., Figure]) -> Callable[..., Figure]:
     """Have a function draw in the lab's style, whatever the user's own is."""
 

@@ -345,3 +345,20 @@ def test_calibration_is_drawn_where_everything_or_nothing_happened():
             table = calibration_table(np.full(n, 0.3), np.full(n, happened))
             assert table["low"][0] <= happened <= table["high"][0]
     calibration(np.full(7, 0.95), np.ones(7))
+
+
+def test_a_notebooks_own_plots_are_shown_after_ours(tmp_path):
+    """In a real kernel: a figure by pyplot, in a later cell than a figure by the lab."""
+    import nbformat
+    import papermill
+
+    ours = "from rlhf_lab.workbench import plots\nplots.reward_histogram([1, 2, 3], [2, 3, 4])"
+    theirs = "import seaborn as sns\nsns.pointplot(x=[1, 2], y=[1, 2]).axvline(0.5);"
+    cells = [nbformat.v4.new_code_cell(text) for text in (ours, theirs)]
+    metadata = {"kernelspec": {"name": "python3", "display_name": "Python 3", "language": "python"}}
+    nbformat.write(nbformat.v4.new_notebook(cells=cells, metadata=metadata), tmp_path / "in.ipynb")
+    monkeypatch = pytest.MonkeyPatch()
+    monkeypatch.delenv("MPLBACKEND", raising=False)
+    done = papermill.execute_notebook(tmp_path / "in.ipynb", tmp_path / "out.ipynb", progress_bar=False)
+    monkeypatch.undo()
+    assert [sum("image/png" in o.get("data", {}) for o in cell.outputs) for cell in done.cells] == [1, 1]
