@@ -13,7 +13,7 @@ NOTEBOOKS = $(wildcard notebooks/*.ipynb)
 
 # Tests reach no network, whatever the machine they run on is set up for.
 OFFLINE := HF_HUB_OFFLINE=1 HF_DATASETS_OFFLINE=1 HF_HUB_DISABLE_TELEMETRY=1 WANDB_MODE=disabled \
-	MPLBACKEND=Agg TOKENIZERS_PARALLELISM=false
+	MPLBACKEND=Agg TOKENIZERS_PARALLELISM=false OMP_WAIT_POLICY=PASSIVE
 
 .DEFAULT_GOAL := help
 .PHONY: help install run lab test test-slow test-all check format doctor clean distclean
