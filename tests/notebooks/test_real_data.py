@@ -19,6 +19,16 @@ def write(path: Path, rows: list[dict]) -> str:
     return str(path)
 
 
+def run_lab(folder: Path, file: Path) -> None:
+    """Run an experiment file from a folder, with its runs below it, and expect it to end well."""
+    environment = {**os.environ, "RLHF_LAB_RUNS": str(folder / "runs"), "WANDB_MODE": "disabled"}
+    done = subprocess.run(
+        [sys.executable, "-m", "rlhf_lab", "run", str(file)],
+        cwd=folder, env=environment, capture_output=True, text=True, timeout=600,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-2000:]
+
+
 @pytest.fixture
 def gpt2(tmp_path) -> str:
     """A GPT-2 with a byte-level tokenizer made on the spot; its padding token is its EOS, as in the real one."""
@@ -81,12 +91,7 @@ def test_the_chain_on_ones_own_model_and_files(tmp_path, gpt2):
     (tmp_path / "notebooks").symlink_to(ROOT / "notebooks")
     file = tmp_path / "experiments" / "mine.yaml"
     file.write_text(yaml.safe_dump(chain, sort_keys=False))
-    environment = {**os.environ, "RLHF_LAB_RUNS": str(tmp_path / "runs"), "WANDB_MODE": "disabled"}
-    done = subprocess.run(
-        [sys.executable, "-m", "rlhf_lab", "run", str(file)],
-        cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=600,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr[-2000:]
+    run_lab(tmp_path, file)
     results = json.loads((tmp_path / "runs" / "mine" / "results.json").read_text())["results"]
     assert results["reward_model"]["comparisons"] == 25
     assert "gold" not in results["ppo"]
@@ -112,12 +117,7 @@ def test_judge_bias_reads_recorded_verdicts_of_real_judges(tmp_path, shared):
     file.parent.mkdir(parents=True)
     (tmp_path / "notebooks").symlink_to(ROOT / "notebooks")
     file.write_text(yaml.safe_dump({"threads": 1, **parameters}))
-    environment = {**os.environ, "RLHF_LAB_RUNS": str(tmp_path / "runs"), "WANDB_MODE": "disabled"}
-    done = subprocess.run(
-        [sys.executable, "-m", "rlhf_lab", "run", str(file)],
-        cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=600,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr[-2000:]
+    run_lab(tmp_path, file)
     (notebook,) = (tmp_path / "runs").glob("*/*/*/notebook.ipynb")
     shown = json.dumps(json.loads(notebook.read_text())["cells"])
     assert "ChatGPT / Vanilla_NoRules" in shown
