@@ -7,6 +7,7 @@ from rlhf_lab.maths.advantages import (
     rloo_advantages,
     shaped_rewards,
 )
+from rlhf_lab.maths.best_of_n import BestOfN, best_of_n_curve
 from rlhf_lab.maths.kl import adaptive_kl, best_of_n_kl, kl_estimate
 from rlhf_lab.maths.logprobs import token_entropy, token_logprobs
 from rlhf_lab.maths.losses import (
@@ -22,10 +23,12 @@ from rlhf_lab.maths.losses import (
 from rlhf_lab.maths.masking import masked_mean, masked_var, masked_whiten
 
 __all__ = [
+    "BestOfN",
     "PolicyLoss",
     "PreferenceLoss",
     "ValueLoss",
     "adaptive_kl",
+    "best_of_n_curve",
     "best_of_n_kl",
     "discounted_returns",
     "gae",

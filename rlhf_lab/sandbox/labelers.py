@@ -8,7 +8,14 @@ from collections.abc import Callable
 from rlhf_lab.config import Config
 
 
-class LabelerConfig(Config):
+class Biases(Config):
+    """What sways a labeler besides gold."""
+
+    length_bias: float = 0.0  # logits per extra word
+    position_bias: float = 0.0  # logits for the reply shown first
+
+
+class LabelerConfig(Biases):
     """How a labeler errs. Gold differences are in standard deviations of the reference policy.
 
     P(first is preferred) = sigmoid((gold_first - gold_second)/temperature + length_bias*(words_first - words_second)
@@ -17,8 +24,6 @@ class LabelerConfig(Config):
 
     temperature: float = 0.5
     flip: float = 0.0
-    length_bias: float = 0.0  # logits per extra word
-    position_bias: float = 0.0  # logits for the reply shown first
     seed: int = 0
 
 

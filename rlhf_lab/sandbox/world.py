@@ -13,7 +13,7 @@ from rlhf_lab.config import Config
 from rlhf_lab.errors import LabError
 from rlhf_lab.sandbox.gold import GoldWeights, gold_parts
 from rlhf_lab.sandbox.hosts import DEMONSTRATORS, draw_document, draw_host, draw_reply, draw_training_prompt
-from rlhf_lab.sandbox.labelers import Labeler, LabelerConfig
+from rlhf_lab.sandbox.labelers import Biases, Labeler, LabelerConfig
 from rlhf_lab.sandbox.language import Prompt, parse_prompt, parses
 
 _HERE = resources.files("rlhf_lab.sandbox")
@@ -25,6 +25,7 @@ class World(Config):
     name: str
     shows: str
     gold_weights: GoldWeights = GoldWeights()
+    people: Biases = Biases()  # how all who compare in this world err, besides what a run plants
     reference_std: float  # standard deviation of raw gold over the reference SFT policy's replies
     reference_mean: float  # and its mean, for the reader; nothing is computed from it
 
@@ -60,8 +61,10 @@ class World(Config):
         return parses(reply)
 
     def labeler(self, **settings) -> Labeler:
-        """A simulated person; the settings are those of `LabelerConfig`."""
-        return Labeler(self._score, LabelerConfig.parse(settings, "labeler"))
+        """A simulated person; the settings are those of `LabelerConfig`, and the world's own biases are added."""
+        config = LabelerConfig.parse(settings, "labeler")
+        biases = {name: getattr(config, name) + value for name, value in self.people.model_dump().items()}
+        return Labeler(self._score, config.model_copy(update=biases))
 
     def prompts(self, split: str, n: int, seed: int = 0) -> list[str]:
         """`n` different prompts of the split `train` or `heldout`."""

@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 import pandas as pd
 import torch
-from pydantic import Field
+from pydantic import Field, PositiveInt
 
 from rlhf_lab.config import Config
 from rlhf_lab.judges.replay import ReplayConfig
@@ -91,12 +91,32 @@ class JudgeBiasStage(StageConfig):
     seed: int = 0
 
 
+class OverOptimisationStage(StageConfig):
+    """10_overoptimisation: proxy and gold of the best of n, by size of data."""
+
+    policy: str = "01_sft/reference.yaml"  # the SFT model
+    comparisons: dict[PositiveInt, PositiveInt] = {60: 4, 250: 4, 1000: 2}  # comparisons -> epochs over them
+    n_heldout: int = Field(500, ge=1)  # comparisons to measure accuracy on
+    pool_size: int = Field(256, ge=2)  # replies to each held-out prompt
+    eval_prompts: int = Field(128, ge=2)  # half of them choose the peak, the other half measure the fall from it
+    max_new_tokens: int = Field(40, ge=1)
+    labeler: LabelerConfig = LabelerConfig()
+    reward_model: RewardModelConfig = RewardModelConfig()
+    seed: int = 0
+
+    @property
+    def n_train(self) -> int:
+        """Prompts to compare replies on: some to spare, for a prompt answered twice alike is left out."""
+        return max(self.comparisons) * 5 // 4
+
+
 STAGES: dict[str, type[StageConfig]] = {
     "00_pretrain": PretrainStage,
     "01_sft": SFTStage,
     "02_reward_model": RewardModelStage,
     "03_ppo": PPOStage,
     "04_judge_bias": JudgeBiasStage,
+    "10_overoptimisation": OverOptimisationStage,
 }
 """Notebook stem -> the model of its parameters."""
 
