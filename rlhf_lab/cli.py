@@ -14,10 +14,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command and return its exit code: 0, 1 a failed run, 2 what the user can mend, 130 stopped."""
     parser = _parser()
     options = parser.parse_args(arguments)
+    if hasattr(sys.stdout, "reconfigure"):
+        sys.stdout.reconfigure(errors="backslashreplace")  # a terminal that knows no emoji still shows the rest
     try:
         return options.call(options)
     except LabError as error:
-        print(f"rlhf-lab: {error}", file=sys.stderr)
+        _complain(str(error))
         return error.exit_code
     except KeyboardInterrupt:
         print("rlhf-lab: stopped", file=sys.stderr)
@@ -25,6 +27,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except BrokenPipeError:  # the reader, such as `head`, has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
+    except OSError as error:  # a disk or a permission, of a file that no room of the lab looks after
+        _complain(
+            str(LabError(f"{error.filename or 'a file'}: {error.strerror or error}; check the disk and the path"))
+        )
+        return 2
+
+
+def _complain(line: str) -> None:
+    from rlhf_lab.workbench.secrets import redact
+
+    print(f"rlhf-lab: {redact(line)}", file=sys.stderr)
 
 
 def _parser() -> argparse.ArgumentParser:

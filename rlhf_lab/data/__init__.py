@@ -4,8 +4,10 @@ from rlhf_lab.data.collation import Padded, left_pad, right_pad
 from rlhf_lab.data.formats import preferences_to_rankings, rankings_to_preferences
 from rlhf_lab.data.loading import load_demonstrations, load_preferences, load_prompts, load_rankings
 from rlhf_lab.data.reading import column_names
+from rlhf_lab.data.splits import Split, hold_out, unseen
 from rlhf_lab.data.tokenising import (
     Encoded,
+    cut_prompt,
     encode_pair,
     encode_prompt,
     encode_reply,
@@ -17,10 +19,13 @@ from rlhf_lab.data.tokenising import (
 __all__ = [
     "Encoded",
     "Padded",
+    "Split",
     "column_names",
+    "cut_prompt",
     "encode_pair",
     "encode_prompt",
     "encode_reply",
+    "hold_out",
     "left_pad",
     "load_demonstrations",
     "load_preferences",
@@ -32,4 +37,5 @@ __all__ = [
     "render_reply",
     "right_pad",
     "to_text",
+    "unseen",
 ]

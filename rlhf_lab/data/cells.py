@@ -5,7 +5,7 @@ from typing import Any
 
 from rlhf_lab.data.validation import Row, kind
 
-LISTS = ("completions", "ranks", "messages")
+LISTS = ("completions", "ranks", "finished", "messages")
 WORDS = {"True": True, "False": False}  # as pandas writes them
 
 
@@ -39,7 +39,7 @@ def _value(cell: Any) -> Any:
         return cell
     try:
         value = WORDS[cell] if cell in WORDS else json.loads(cell, parse_constant=str)
-    except json.JSONDecodeError:
+    except (ValueError, RecursionError):  # no JSON, or a number of thousands of digits
         return cell
     too_long = isinstance(value, int) and value.bit_length() > 63  # an identifier, and no column for Arrow
     return cell if too_long else value

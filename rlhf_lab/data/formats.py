@@ -3,7 +3,8 @@
     prompts          prompt, and whatever other columns the source has
     demonstrations   prompt, completion
     preferences      prompt, chosen, rejected
-    rankings         prompt, completions (list), ranks (list of int: 0 is the best, equal ranks are a tie)
+    rankings         prompt, completions (list), ranks (list of int: 0 is the best, equal ranks are a tie), and
+                     perhaps finished (list of true/false: the completion ended by EOS; without it all did)
 
 A prompt is a text or a list of {"role", "content"} messages; the replies of a row are of the same sort, and
 so are all rows of a data set. A text reply follows its prompt as it stands, with its leading space inside.
@@ -26,12 +27,16 @@ FORMATS: dict[str, list[tuple[str, ...]]] = {
     "rankings": [("prompt", "completions", "ranks")],
 }
 
+OPTIONAL = {"rankings": ["finished"]}
+
 TURN = "\n\nAssistant:"  # opens the assistant's turn in dialogues kept as text, as in HH-RLHF
 
 
 def our_names(kind: str) -> list[str]:
     """Every column name that a `columns` map for this kind may have on its left side."""
-    return list(dict.fromkeys(["prompt", *(name for names in FORMATS[kind] for name in names)]))
+    return list(
+        dict.fromkeys(["prompt", *(name for names in FORMATS[kind] for name in names), *OPTIONAL.get(kind, [])])
+    )
 
 
 def prompts_row(row: Row) -> Row:
@@ -85,7 +90,7 @@ def _differ(chosen: Any, rejected: Any) -> None:
 
 
 def ranking_row(row: Row) -> Row:
-    """`prompt`, `completions`, `ranks`; text completions of a conversational prompt become messages."""
+    """`prompt`, `completions`, `ranks`, perhaps `finished`; text completions of messages become messages."""
     prompt = check.prompt(check.cell(row, "prompt"))
     given = check.cell(row, "completions")
     if not isinstance(given, list):
@@ -97,11 +102,12 @@ def ranking_row(row: Row) -> Row:
     if isinstance(prompt, list):
         given = [[{"role": "assistant", "content": one}] if isinstance(one, str) else one for one in given]
     completions = [check.reply(one, "completions", prompt, f"item {number} is") for number, one in enumerate(given, 1)]
-    return {
+    ranked = {
         "prompt": prompt,
         "completions": completions,
         "ranks": check.ranks(check.cell(row, "ranks"), len(given)),
     }
+    return ranked if row.get("finished") is None else ranked | {"finished": check.flags(row["finished"], len(given))}
 
 
 CONVERT = {

@@ -92,6 +92,7 @@ def load_rankings(
 ) -> Dataset:
     """Rankings: columns `prompt`, `completions` (list), `ranks` (list: 0 is the best, equal ranks are a tie).
 
+    A column `finished` (list of true/false: the completion ended by EOS) is kept where there is one.
     In CSV the lists are written as JSON. Arguments and errors as in `load_prompts`.
     """
     return _load("rankings", source, columns, split, limit, on_bad)
@@ -133,11 +134,13 @@ def _rows(what: str, parts: list, columns: dict, limit: int | None) -> tuple[lis
     for part in parts:
         seen = False
         for number, row in part.rows:
-            if not seen:
-                check_columns(formats.FORMATS[what], list(row), columns, part.name)
-                seen = True
             place = Place(part.name, part.unit, number)
             try:
+                if isinstance(row, RowProblem):
+                    raise row
+                if not seen:
+                    check_columns(formats.FORMATS[what], list(row), columns, part.name)
+                    seen = True
                 row = _renamed(row, columns)
                 row = convert(with_lists(row, formats.our_names(what)) if part.is_csv else row)
                 if rows and type(row["prompt"]) is not type(rows[0]["prompt"]):
@@ -168,7 +171,10 @@ def _table(rows: list[Row], places: list[Place], kept: set[str]) -> Dataset:
             pyarrow.array(table[name])
         except (ValueError, TypeError, OverflowError, pyarrow.ArrowException) as error:
             raise _unlike(name, table[name], places, error) from None
-    return Dataset.from_dict(table)
+    try:
+        return Dataset.from_dict(table)
+    except (ValueError, TypeError, OverflowError, pyarrow.ArrowException) as error:  # a column's name, mostly
+        raise LabError(f"{places[0].file}: cannot be a table: {one_line(error)}; mend it") from None
 
 
 def _unlike(name: str, values: list, places: list[Place], error: Exception) -> LabError:

@@ -1,7 +1,8 @@
 """Where rows come from: a file, a directory of files, a data set in memory, or the hub.
 
-Everything here reads row by row and only reads. A row is a dict with the source's own column names; its
-number is the line it starts on in JSON Lines and CSV, and its count from 1 elsewhere.
+Everything here reads row by row and only reads. A row is a dict with the source's own column names, or the
+`RowProblem` of a line that is none; its number is the line it starts on in JSON Lines and CSV, and its count
+from 1 elsewhere.
 """
 
 import csv
@@ -11,6 +12,7 @@ import logging
 import re
 import sys
 import zlib
+from codecs import BOM_UTF8
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple, TextIO
@@ -19,11 +21,12 @@ import datasets
 import pyarrow
 import pyarrow.parquet
 
-from rlhf_lab.data.validation import Row, names, one_line
+from rlhf_lab.data.validation import Row, RowProblem, names, one_line
 from rlhf_lab.errors import LabError
 
 SUFFIXES = (".jsonl", ".json", ".csv", ".parquet")
 SPLITS = ("train", "test", "validation", "valid", "val", "dev", "eval", "heldout")
+Rows = Iterator[tuple[int, Row | RowProblem]]
 HUB_ID = re.compile(r"\w[\w.-]*(/\w[\w.-]*)?(:[\w.-]+)?")  # owner/name:configuration
 
 
@@ -32,8 +35,15 @@ class Source(NamedTuple):
 
     name: str
     unit: str
-    rows: Iterator[tuple[int, Row]]
+    rows: Rows
     is_csv: bool = False
+
+    def good_rows(self) -> Iterator[tuple[int, Row]]:
+        """The rows, none of which may be broken. Errors: `LabError` naming the first that is."""
+        for number, row in self.rows:
+            if isinstance(row, RowProblem):
+                raise LabError(f"{self.name}, {self.unit} {number}: {row}; mend or delete it")
+            yield number, row
 
 
 def open_source(source: str | Path | datasets.Dataset, split: str) -> list[Source]:
@@ -42,7 +52,10 @@ def open_source(source: str | Path | datasets.Dataset, split: str) -> list[Sourc
         return [Source("the given data set", "row", enumerate(source, 1))]
     if not isinstance(source, str | Path) or not str(source).strip():
         raise LabError(f"the data source is {source!r}; give a file, a directory, a hub id or a Dataset")
-    path = Path(source).expanduser()
+    try:
+        path = Path(source).expanduser()
+    except RuntimeError:  # "~name" of nobody here
+        path = Path(source)
     if path.is_dir():
         if (path / "state.json").is_file() or (path / "dataset_dict.json").is_file():
             return [_saved(path, split)]
@@ -55,10 +68,11 @@ def open_source(source: str | Path | datasets.Dataset, split: str) -> list[Sourc
 
 
 def column_names(source: str | Path | datasets.Dataset, split: str = "train") -> list[str]:
-    """The source's own names of the first row's columns. Errors: `LabError` as in loading."""
+    """The source's own names of the first whole row's columns. Errors: `LabError` as in loading."""
     for part in open_source(source, split):
         for _, row in part.rows:
-            return list(row)
+            if not isinstance(row, RowProblem):
+                return list(row)
     return []
 
 
@@ -97,7 +111,7 @@ def _file(path: Path) -> Source:
     return Source(str(path), unit, _guarded(readers[kind](path), path), kind == ".csv")
 
 
-def _guarded(rows: Iterator[tuple[int, Row]], path: Path) -> Iterator[tuple[int, Row]]:
+def _guarded(rows: Rows, path: Path) -> Rows:
     try:
         yield from rows
     except UnicodeDecodeError:
@@ -126,36 +140,53 @@ def _opened(path: Path, newline: str | None = None) -> TextIO:
     return _opener(path)(path, "rt", encoding="utf-8-sig", newline=newline)
 
 
-def _json_rows(path: Path) -> Iterator[tuple[int, Row]]:
+def _json_rows(path: Path) -> Rows:
     """JSON Lines, or one JSON list of objects: a .json file may hold either."""
-    with _opened(path) as file:
-        listed = file_type(path) == ".json" and file.read(4096).lstrip().startswith("[")
+    with _opener(path)(path, "rb") as file:  # as bytes: one line that is no UTF-8 spoils no other
+        listed = file_type(path) == ".json" and file.read(4096).removeprefix(BOM_UTF8).lstrip().startswith(b"[")
         file.seek(0)
         if listed:
-            for number, value in enumerate(_json(file.read(), str(path)), 1):
-                yield number, _object(value, f"{path}, row {number}")
+            for number, value in enumerate(_json_list(path, file.read()), 1):
+                yield number, _row(value)
             return
         for number, line in enumerate(file, 1):
+            if number == 1:
+                line = line.removeprefix(BOM_UTF8)
             if line.strip():
-                where = f"{path}, line {number}"
-                yield number, _object(_json(line, where), where)
+                yield number, _json_line(line)
 
 
-def _json(text: str, where: str) -> Any:
+def _json_list(path: Path, content: bytes) -> list:
     try:
-        return json.loads(text)
+        return _json(content)
+    except RowProblem as problem:  # it runs through the whole file
+        raise LabError(f"{path}: {problem}; mend the file") from None
+
+
+def _json_line(line: bytes) -> Row | RowProblem:
+    try:
+        return _row(_json(line.rstrip()))
+    except RowProblem as problem:
+        return problem
+
+
+def _json(content: bytes) -> Any:
+    try:
+        return json.loads(content.decode("utf-8-sig"))
+    except UnicodeDecodeError:
+        raise RowProblem("not UTF-8; save the file as UTF-8") from None
     except json.JSONDecodeError as error:
         at = f"line {error.lineno}, character {error.colno}" if error.lineno > 1 else f"character {error.colno}"
-        raise LabError(f"{where}: broken JSON at {at} ({error.msg}); mend or delete it") from None
+        raise RowProblem("broken JSON", detail=f" at {at} ({error.msg})") from None
+    except (ValueError, RecursionError):
+        raise RowProblem("JSON beyond reason: a number of thousands of digits, or lists a thousand deep") from None
 
 
-def _object(value: Any, where: str) -> Row:
-    if not isinstance(value, dict):
-        raise LabError(f'{where}: not a JSON object; write each row as {{"column": value, ...}}')
-    return value
+def _row(value: Any) -> Row | RowProblem:
+    return value if isinstance(value, dict) else RowProblem('not a JSON object like {"column": value, ...}')
 
 
-def _csv_rows(path: Path) -> Iterator[tuple[int, Row]]:
+def _csv_rows(path: Path) -> Rows:
     """Rows of text cells. A cell may run over several lines: the number is that of the first."""
     csv.field_size_limit(min(sys.maxsize, 2**31 - 1))  # Python's own limit is shorter than a long dialogue
     with _opened(path, newline="") as file:
@@ -168,16 +199,20 @@ def _csv_rows(path: Path) -> Iterator[tuple[int, Row]]:
                     if len(set(header)) < len(header):
                         raise LabError(f"{path}, line {line}: two columns have the same name; rename one")
                 elif cells:
-                    if len(cells) != len(header):
-                        counts = f"{len(cells)} cells under a header of {len(header)}"
-                        raise LabError(f"{path}, line {line}: {counts}; quote cells that hold commas or line breaks")
-                    yield line, dict(zip(header, cells, strict=True))
+                    yield line, _csv_row(header, cells)
                 line = reader.line_num + 1
         except csv.Error as error:
             raise LabError(f"{path}, line {line}: broken CSV ({error}); mend the quotes") from None
 
 
-def _parquet_rows(path: Path) -> Iterator[tuple[int, Row]]:
+def _csv_row(header: list[str], cells: list[str]) -> Row | RowProblem:
+    if len(cells) == len(header):
+        return dict(zip(header, cells, strict=True))
+    counts = f"{len(cells)} cells under a header of {len(header)}"
+    return RowProblem(f"{counts}; quote cells that hold commas or line breaks")
+
+
+def _parquet_rows(path: Path) -> Rows:
     number = 0
     with pyarrow.parquet.ParquetFile(path) as file:
         for batch in file.iter_batches(batch_size=1024):

@@ -72,13 +72,24 @@ def encode_pair(
     """
     prompt_ids = encode_prompt(tokenizer, prompt)
     reply_ids = encode_reply(tokenizer, completion, finished=finished)
+    return cut_prompt(prompt_ids, reply_ids, max_length=max_length, bos_id=tokenizer.bos_token_id)
+
+
+def cut_prompt(
+    prompt_ids: list[int], reply_ids: list[int], *, max_length: int | None, bos_id: int | None = None
+) -> Encoded:
+    """Prompt and reply in at most `max_length` tokens: the prompt is cut from the left, its BOS kept.
+
+    Errors: `LabError` with the lengths when the reply leaves no room for a token of the prompt.
+    """
     if max_length is None or len(prompt_ids) + len(reply_ids) <= max_length:
         return Encoded(prompt_ids, reply_ids)
     room = max_length - len(reply_ids)
     if room < 1:
         lengths = f"the prompt has {len(prompt_ids)} tokens and the reply {len(reply_ids)}"
-        raise LabError(f"{lengths}: a reply is never cut, and max_length {max_length} is too short; raise it")
-    bos = prompt_ids[:1] if prompt_ids[0] == tokenizer.bos_token_id else []
+        too_short = f"max_length {max_length} is too short (the model's context bounds it)"
+        raise LabError(f"{lengths}: a reply is never cut, and {too_short}; raise it")
+    bos = prompt_ids[:1] if prompt_ids[0] == bos_id else []
     kept = room - len(bos)
     return Encoded(bos + prompt_ids[len(prompt_ids) - kept :], reply_ids)
 

@@ -28,12 +28,16 @@ class Place(NamedTuple):
 
 
 class RowProblem(Exception):
-    """One row that cannot be used: what is wrong, and in which columns (our names)."""
+    """One row that cannot be used: what is wrong, and in which columns (our names); none where no row could be read.
 
-    def __init__(self, what: str, *columns: str):
-        super().__init__(what)
+    `detail` is told of the first row only: rows of the same `what` are counted together.
+    """
+
+    def __init__(self, what: str, *columns: str, detail: str = ""):
+        super().__init__(what + detail)
         self.what = what
         self.columns = columns
+        self.detail = detail
 
 
 def one_line(text: object, limit: int = 200) -> str:
@@ -132,26 +136,38 @@ def ranks(value: Any, count: int, column: str = "ranks") -> list[int]:
     return value
 
 
+def flags(value: Any, count: int, column: str = "finished") -> list[bool]:
+    """One true/false per completion."""
+    if not isinstance(value, list) or any(not isinstance(one, bool) for one in value):
+        raise RowProblem("is not a list of true/false (in CSV as JSON)", column)
+    if len(value) != count:
+        raise RowProblem(f"has {len(value)} entries for {count} completions", column)
+    return value
+
+
 class Problems:
     """The rows of one data set that cannot be used, raised or dropped together at the end."""
 
     def __init__(self, columns: Mapping[str, str]):
         self._theirs = columns  # the reader looks in the file, so columns are told by the file's names
         self._found: list[tuple[Place, str]] = []
+        self._detail = ""  # of the first
 
     def __len__(self) -> int:
         return len(self._found)
 
     def add(self, place: Place, problem: RowProblem) -> None:
         columns = [self._theirs.get(column, column) for column in problem.columns]
-        label = "column" if len(columns) == 1 else "columns"
-        self._found.append((place, f"{label} {names(columns)}: {problem.what}"))
+        label = {0: "", 1: f"column {names(columns)}: "}.get(len(columns), f"columns {names(columns)}: ")
+        if not self._found:
+            self._detail = problem.detail
+        self._found.append((place, label + problem.what))
 
     def error(self) -> LabError:
         """The first problem, and the rows that share it."""
         first, what = self._found[0]
         same = [place for place, other in self._found if other == what]
-        line = f"{first}, {what}"
+        line = f"{first}, {what}" if what.startswith("column") else f"{first}: {what}{self._detail}"
         if len(same) > 1:
             line += f"; {len(same)} such rows: {_numbers(same, first.file)}"
         if others := len(self._found) - len(same):

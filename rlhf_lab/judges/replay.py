@@ -118,7 +118,7 @@ def _read(path: Path) -> tuple[list[str], list[dict]]:
     """The rows of the file and, for messages, the place of each."""
     places, rows = [], []
     for part in open_source(path, "train"):
-        for number, row in part.rows:
+        for number, row in part.good_rows():
             places.append(f"{part.name}, {part.unit} {number}")
             rows.append(row)
     if not rows:

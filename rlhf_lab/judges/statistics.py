@@ -164,6 +164,22 @@ def summary(
     return pd.DataFrame(rows, columns=["judge", "statistic", *Estimate._fields])
 
 
+def accuracy_by_place(table: pd.DataFrame, pairs: pd.DataFrame, *, invalid: Policy = "wrong") -> pd.DataFrame:
+    """Accuracy of every judge where the better reply was shown first, and where it was shown second.
+
+    A judge that leans to the first place is right more often in the one half than in the other; one half of
+    the difference is its lean. One row per judge and place: judge, place, and the columns of Estimate.
+    """
+    rows = []
+    for judge, verdicts in table.groupby("judge", sort=False):
+        better = np.where(verdicts["order"] == 0, "a", "b")  # the reply shown first
+        gold = pair_values(verdicts, pairs, "gold")
+        for place, there in (("first", gold == better), ("second", np.isin(gold, ("a", "b")) & (gold != better))):
+            found = accuracy(verdicts[there], pairs, invalid=invalid)
+            rows.append({"judge": judge, "place": place, **found._asdict()})
+    return pd.DataFrame(rows, columns=["judge", "place", *Estimate._fields])
+
+
 def pair_values(table: pd.DataFrame, pairs: pd.DataFrame, column: str) -> np.ndarray:
     """The pair's value of `column` for each verdict (n,). Errors: LabError naming a pair that is not
     there."""

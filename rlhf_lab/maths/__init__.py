@@ -8,7 +8,7 @@ from rlhf_lab.maths.advantages import (
     shaped_rewards,
 )
 from rlhf_lab.maths.best_of_n import BestOfN, best_of_n_curve
-from rlhf_lab.maths.kl import adaptive_kl, best_of_n_kl, kl_estimate
+from rlhf_lab.maths.kl import adaptive_kl, best_of_n_kl, kl_estimate, ppo_paper_kl, ziegler_paper_kl
 from rlhf_lab.maths.logprobs import token_entropy, token_logprobs
 from rlhf_lab.maths.losses import (
     PolicyLoss,
@@ -18,6 +18,7 @@ from rlhf_lab.maths.losses import (
     policy_loss,
     preference_loss,
     ranking_loss,
+    reduce_tokens,
     value_loss,
 )
 from rlhf_lab.maths.masking import masked_mean, masked_var, masked_whiten
@@ -39,11 +40,14 @@ __all__ = [
     "masked_whiten",
     "plackett_luce_loss",
     "policy_loss",
+    "ppo_paper_kl",
     "preference_loss",
     "ranking_loss",
+    "reduce_tokens",
     "rloo_advantages",
     "shaped_rewards",
     "token_entropy",
     "token_logprobs",
     "value_loss",
+    "ziegler_paper_kl",
 ]

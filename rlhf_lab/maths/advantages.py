@@ -11,7 +11,9 @@ from rlhf_lab.maths.kl import kl_estimate
 from rlhf_lab.maths.shapes import check_shapes
 
 
-def shaped_rewards(score: Tensor, logp: Tensor, ref_logp: Tensor, mask: Tensor, *, kl_coef: float) -> Tensor:
+def shaped_rewards(
+    score: Tensor, logp: Tensor, ref_logp: Tensor, mask: Tensor, *, kl_coef: float, kind: str = "k1"
+) -> Tensor:
     """Per-token rewards: -kl_coef * k1 at every real token, and the reply's score on its last one.
 
     Summed over a reply: score - kl_coef * log(pi(y|x) / pi_ref(y|x)).
@@ -19,6 +21,7 @@ def shaped_rewards(score: Tensor, logp: Tensor, ref_logp: Tensor, mask: Tensor, 
     Shapes: score (B,); logp, ref_logp, mask (B, T) -> (B, T), 0 at masked positions. The last True of a row
     is where the score lands (the EOS when there is one).
     Units: score in reward units, log-probabilities in nats, kl_coef in reward units per nat.
+    kind: only k1 regularises. k2 and k3 as a reward lose their own gradient; they are here to be shown to fail.
     Errors: ValueError when shapes do not fit, the mask is not bool, or a row has no real token.
     Source: InstructGPT (2203.02155) eq. 2 without the pretraining term; Stiennon et al. (2009.01325).
 
@@ -32,7 +35,7 @@ def shaped_rewards(score: Tensor, logp: Tensor, ref_logp: Tensor, mask: Tensor, 
     if not mask.any(dim=1).all():
         row = mask.any(dim=1).logical_not().nonzero()[0].item()
         raise ValueError(f"shaped_rewards: row {row} has no real token to carry its score")
-    penalty = -kl_coef * kl_estimate(torch.where(mask, logp, 0), torch.where(mask, ref_logp, 0), kind="k1")
+    penalty = -kl_coef * kl_estimate(torch.where(mask, logp, 0), torch.where(mask, ref_logp, 0), kind=kind)
     positions = torch.arange(mask.shape[1], device=mask.device)
     last = torch.where(mask, positions, -1).amax(dim=1, keepdim=True)
     return torch.where(positions == last, penalty + score[:, None], penalty)

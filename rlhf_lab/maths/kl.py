@@ -58,6 +58,36 @@ def adaptive_kl(coef: float, kl: float, *, target: float, horizon: float, n_step
     return coef * (1 + error * n_steps / horizon)
 
 
+def ziegler_paper_kl(coef: float, kl: float, *, target: float) -> float:
+    """The next KL coefficient by the paper's own rule: coef * (1 + 0.1 * clip(kl / target - 1, -0.2, 0.2)).
+
+    Shapes: numbers. Units: kl and target in nats per reply. Errors: ValueError unless target is above 0.
+    Source: Ziegler et al. (1909.08593) section 2.2, K_beta = 0.1; their code has `adaptive_kl`.
+
+    >>> round(ziegler_paper_kl(0.15, 12.0, target=6.0), 6)  # 0.15 * (1 + 0.1 * 0.2)
+    0.153
+    """
+    if target <= 0:
+        raise ValueError(f"ziegler_paper_kl: target must be above 0, got {target}")
+    return coef * (1 + 0.1 * min(max(kl / target - 1, -0.2), 0.2))
+
+
+def ppo_paper_kl(coef: float, kl: float, *, target: float) -> float:
+    """The next KL coefficient by halving and doubling: half below target / 1.5, double above 1.5 target.
+
+    Shapes: numbers. Units: kl and target in nats per reply. Errors: ValueError unless target is above 0.
+    Source: Schulman et al. (1707.06347) section 4. There the KL is that of one policy update.
+
+    >>> ppo_paper_kl(0.2, 10.0, target=6.0), ppo_paper_kl(0.2, 3.0, target=6.0), ppo_paper_kl(0.2, 6.0, target=6.0)
+    (0.4, 0.1, 0.2)
+    """
+    if target <= 0:
+        raise ValueError(f"ppo_paper_kl: target must be above 0, got {target}")
+    if kl < target / 1.5:
+        return coef / 2
+    return coef * 2 if kl > target * 1.5 else coef
+
+
 def best_of_n_kl(n: int) -> float:
     """KL between best-of-n sampling and the policy sampled from, log n - (n - 1) / n.
 

@@ -150,14 +150,26 @@ def policy_loss(
     if dual_clip is not None:
         per_token = torch.where(advantages < 0, torch.minimum(per_token, -dual_clip * advantages), per_token)
     return PolicyLoss(
-        loss=_reduce(per_token, mask, reduction),
+        loss=reduce_tokens(per_token, mask, reduction),
         clip_fraction=masked_mean(clipped > unclipped, mask),
         approx_kl=masked_mean(log_ratio.detach().square() / 2, mask),
         ratio=masked_mean(ratio.detach(), mask),
     )
 
 
-def _reduce(per_token: Tensor, mask: Tensor, reduction: str | float) -> Tensor:
+def reduce_tokens(per_token: Tensor, mask: Tensor, reduction: str | float) -> Tensor:
+    """A loss per token as one number.
+
+    "token": the mean over all real tokens. "sequence": the mean over replies of their token means. A number: the mean
+    over replies of their token sums divided by it. Replies without a real token are not counted.
+
+    Shapes: per_token, mask (B, T) -> scalar. Units: those of per_token. Errors: ValueError for any other reduction.
+    Source: DAPO (2503.14476), GRPO (2402.03300) and Dr. GRPO (2503.20783), in this order.
+
+    >>> tokens, mask = torch.tensor([[1.0, 0.0], [4.0, 6.0]]), torch.tensor([[True, False], [True, True]])
+    >>> [round(reduce_tokens(tokens, mask, kind).item(), 2) for kind in ("token", "sequence", 2.0)]
+    [3.67, 3.0, 2.75]
+    """
     if reduction == "token":
         return masked_mean(per_token, mask)
     if reduction == "sequence":

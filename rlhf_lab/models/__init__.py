@@ -5,7 +5,7 @@ from rlhf_lab.models.generation import Generation, generate
 from rlhf_lab.models.loading import load_policy, load_tokenizer
 from rlhf_lab.models.precision import autocast, resolve_precision
 from rlhf_lab.models.saving import save_policy
-from rlhf_lab.models.scorer import Scorer, load_scorer
+from rlhf_lab.models.scorer import Scorer, load_scorer, shared_scorer
 
 __all__ = [
     "Generation",
@@ -20,4 +20,5 @@ __all__ = [
     "response_logprobs",
     "response_values",
     "save_policy",
+    "shared_scorer",
 ]

@@ -94,7 +94,7 @@ def model_inputs(model, ids: Tensor, mask: Tensor, *, room: int = 0) -> dict[str
     Errors: `LabError` if the longest row, and `room` tokens more, exceed the model's context, or an id its
     vocabulary: then the tokenizer is another model's.
     """
-    limit = getattr(model.config, "max_position_embeddings", None)
+    limit = context_length(model)
     longest = int(mask.sum(dim=1).max()) + room
     if limit is not None and longest > limit:
         raise LabError(f"{longest} tokens are too long for the model's context of {limit}; shorten prompts or replies")
@@ -108,6 +108,15 @@ def model_inputs(model, ids: Tensor, mask: Tensor, *, room: int = 0) -> dict[str
     if accepts(model, "position_ids"):
         inputs["position_ids"] = positions(mask)
     return inputs
+
+
+def context_length(model) -> int | None:
+    """How many tokens a model can read at once; None where its config sets no bound."""
+    limit = getattr(model.config, "max_position_embeddings", None)
+    # RoBERTa and its kin count positions from padding_idx + 1, and so cannot use the first of their embeddings.
+    embeddings = getattr(getattr(model, "base_model", model), "embeddings", None)
+    padding = getattr(embeddings, "padding_idx", None)
+    return limit if limit is None or padding is None else limit - padding - 1
 
 
 def positions(mask: Tensor) -> Tensor:

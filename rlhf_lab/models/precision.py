@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from rlhf_lab.errors import LabError
+from rlhf_lab.models.forward import context_length
 
 PRECISIONS = ("auto", "fp32", "bf16")
 WORTHWHILE = 1.2  # bf16 costs accuracy: below this gain in speed it is not worth it
@@ -96,13 +97,14 @@ def _seconds(loss: Callable[[], Tensor], weights: list[Tensor], precision: str, 
 
 def _model_work(model) -> tuple[Callable[[], Tensor], list[Tensor]]:
     """Four rows of 64 tokens through a policy or a Scorer."""
-    length = min(64, getattr(model.config, "max_position_embeddings", None) or 64)
+    is_scorer = hasattr(model, "sequence_scores")
+    length = min(64, (model.limit() if is_scorer else context_length(model)) or 64)
     ids = (torch.arange(4 * length) % model.config.vocab_size).view(4, length).to(_device(model))
     mask = torch.ones_like(ids)
 
     def loss() -> Tensor:
-        if hasattr(model, "token_scores"):
-            return model.token_scores(ids, mask.bool()).mean()
+        if is_scorer:
+            return model.sequence_scores(ids, mask.bool()).mean()
         return model(input_ids=ids, attention_mask=mask).logits.float().logsumexp(dim=-1).mean()
 
     return loss, [weight for weight in model.parameters() if weight.requires_grad]

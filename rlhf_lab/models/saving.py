@@ -6,15 +6,17 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from safetensors import SafetensorError
+
 from rlhf_lab.errors import LabError
-from rlhf_lab.models.loading import quiet
+from rlhf_lab.models.loading import first_line, quiet
 
 
 def save_policy(directory, model, tokenizer) -> None:
     """Save a causal language model and its tokenizer as a directory that plain transformers reads.
 
     Safetensors only. A model already there is replaced once the new one is complete.
-    Errors: `LabError` if something that is no model is in the way.
+    Errors: `LabError` if something that is no model is in the way, or the disk does not take it.
     """
     with whole_directory(directory) as folder, quiet():
         model.save_pretrained(folder)
@@ -31,12 +33,11 @@ def whole_directory(directory) -> Iterator[Path]:
     target = Path(directory).expanduser().absolute()
     if target.is_file() or (target.is_dir() and any(target.iterdir()) and not (target / "config.json").exists()):
         raise LabError(f"{directory}: is in the way and is no model directory; choose another, or remove it")
-    target.parent.mkdir(parents=True, exist_ok=True)
     fresh = target.with_name(f".{target.name}.new-{os.getpid()}")
     old = target.with_name(f".{target.name}.old-{os.getpid()}")
     shutil.rmtree(fresh, ignore_errors=True)
-    fresh.mkdir()
     try:
+        fresh.mkdir(parents=True)
         yield fresh
         for path in [*fresh.rglob("*"), fresh]:
             _sync(path)
@@ -44,10 +45,13 @@ def whole_directory(directory) -> Iterator[Path]:
             target.rename(old)
         fresh.rename(target)
         _sync(target.parent)
-    except BaseException:
+    except BaseException as error:
         if old.exists() and not target.exists():
             old.rename(target)
         shutil.rmtree(fresh, ignore_errors=True)
+        if isinstance(error, OSError | SafetensorError):  # the disk is full, or may not be written to
+            what = f"{directory}: the model cannot be written ({first_line(error)})"
+            raise LabError(f"{what}; one saved there before still stands; free some space or choose another") from error
         raise
     shutil.rmtree(old, ignore_errors=True)
 

@@ -5,6 +5,8 @@ import math
 import random
 from collections.abc import Callable
 
+from pydantic import Field
+
 from rlhf_lab.config import Config
 
 
@@ -22,9 +24,9 @@ class LabelerConfig(Biases):
     + position_bias), and then the label is flipped with probability `flip`.
     """
 
-    temperature: float = 0.5
-    flip: float = 0.0
-    seed: int = 0
+    temperature: float = Field(0.5, ge=0)
+    flip: float = Field(0.0, ge=0, le=1)
+    seed: int = Field(0, ge=0)
 
 
 class Labeler:

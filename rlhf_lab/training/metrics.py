@@ -11,19 +11,25 @@ def ppo_metrics(update: PPOUpdate, config: PPOConfig) -> dict[str, float]:
     """Metrics of one update. `objective/*` are sums over a reply, averaged over replies; the others are token means."""
     rollout, stats = update.rollout, update.stats
     mask = rollout.response_mask
-    kl = kl_estimate(rollout.old_logp, rollout.ref_logp, kind="k1").masked_fill(~mask, 0).sum(1)
+    kl, kl_k2, kl_k3 = (
+        kl_estimate(rollout.old_logp, rollout.ref_logp, kind=kind).masked_fill(~mask, 0).sum(1)
+        for kind in ("k1", "k2", "k3")
+    )
+    penalty = update.kl_coef if config.kl_in == "reward" else 0.0
     entropy = -rollout.old_logp.masked_fill(~mask, 0).sum(1)
-    scores = final_scores(rollout, config)
+    scores = final_scores(rollout, config, scale=update.score_scale)
     lengths = mask.sum(1).float()
     unfinished = ~rollout.finished
     return {
         "episode": update.episode,
         "objective/kl": kl.mean().item(),
-        "objective/non_score_reward": -(update.kl_coef * kl).mean().item(),
+        "objective/kl_k2": kl_k2.mean().item(),
+        "objective/kl_k3": kl_k3.mean().item(),
+        "objective/non_score_reward": -(penalty * kl).mean().item(),
         "objective/entropy": entropy.mean().item(),
         "objective/scores": scores.mean().item(),
         "objective/scores_raw": rollout.scores.mean().item(),
-        "objective/rlhf_reward": (scores - update.kl_coef * kl).mean().item(),
+        "objective/rlhf_reward": (scores - penalty * kl).mean().item(),
         "objective/kl_coef": update.kl_coef,
         "policy/approxkl_avg": stats.approx_kl,
         "policy/clipfrac_avg": stats.clip_fraction,
@@ -31,6 +37,8 @@ def ppo_metrics(update: PPOUpdate, config: PPOConfig) -> dict[str, float]:
         "policy/grad_norm": stats.policy_grad_norm,
         "loss/policy_avg": stats.policy_loss,
         "loss/value_avg": stats.value_loss,
+        "loss/kl_avg": stats.kl_loss,
+        "loss/ptx_avg": stats.ptx_loss,
         "val/clipfrac_avg": stats.value_clip_fraction,
         "val/ratio": stats.ratio,
         "val/explained_var": stats.explained_variance,

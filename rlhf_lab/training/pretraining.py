@@ -54,6 +54,8 @@ def pretrain_start(config: PretrainConfig, tokenizer, texts: Sequence[str]) -> P
 
     if not texts:
         raise LabError("pretraining text: no documents; give at least one")
+    if config.hidden_size % config.heads:
+        raise LabError(f"hidden_size={config.hidden_size} is no multiple of heads={config.heads}; change one of them")
     documents = tokenizer(list(texts), add_special_tokens=False)["input_ids"]
     lengths = [len(document) for document in documents]
     if min(lengths) < 2:

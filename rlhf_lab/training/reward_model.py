@@ -65,28 +65,39 @@ class RewardModelState:
         return len(self.order)
 
 
-def encode_rankings(rankings, tokenizer, max_length: int) -> Ranked:
+def encode_rankings(rankings, tokenizer, max_length: int | None) -> Ranked:
     """Tokenise columns prompt, completions and ranks. A prompt whose replies all tie says nothing and is left out.
 
-    Errors: `LabError` if nothing is left.
+    A column `finished` (one true/false per reply) tells which replies ended by EOS; without it all did.
+    Errors: `LabError` if nothing is left, or naming the row with a reply that does not fit.
     """
-    rankings = [row for row in rankings if len(set(row["ranks"])) > 1]
-    if not rankings:
+    data = Ranked([], [], [])
+    for number, row in enumerate(rankings, 1):
+        if len(set(row["ranks"])) < 2:
+            continue
+        ended = row.get("finished") or [True] * len(row["completions"])
+        try:
+            pairs = [
+                encode_pair(tokenizer, row["prompt"], text, finished=end, max_length=max_length)
+                for text, end in zip(row["completions"], ended, strict=True)
+            ]
+        except LabError as error:
+            raise LabError(f"rankings, row {number}: {error}") from None
+        data.prompts.append([pair.prompt_ids for pair in pairs])
+        data.replies.append([pair.reply_ids for pair in pairs])
+        data.ranks.append(list(row["ranks"]))
+    if not data.ranks:
         raise LabError("reward model: no comparisons; give at least one prompt with two replies of unequal rank")
-    prompts, replies = [], []
-    for row in rankings:
-        pairs = [encode_pair(tokenizer, row["prompt"], text, max_length=max_length) for text in row["completions"]]
-        prompts.append([pair.prompt_ids for pair in pairs])
-        replies.append([pair.reply_ids for pair in pairs])
-    return Ranked(prompts, replies, [list(row["ranks"]) for row in rankings])
+    return data
 
 
 def reward_model_start(config: RewardModelConfig, scorer: Scorer, tokenizer, rankings) -> RewardModelState:
-    """Get ready to train `scorer` on columns prompt, completions and ranks.
+    """Get ready to train `scorer` on columns prompt, completions and ranks, and `finished` if there is one.
 
-    Errors: `LabError` if there is no ranking to learn from.
+    Errors: `LabError` if there is no ranking to learn from, or a reply does not fit.
     """
-    data = encode_rankings(rankings, tokenizer, config.max_length)
+    data = encode_rankings(rankings, tokenizer, scorer.limit(config.max_length))
+    scorer.trained_with(config.max_length)
     generator = torch.Generator().manual_seed(config.seed)
     order = [
         rows
@@ -138,9 +149,14 @@ class RewardModelEval(NamedTuple):
 
 
 @torch.no_grad()
-def evaluate_reward_model(scorer: Scorer, tokenizer, rankings, *, max_length: int, batch_size: int = 64):
-    """`RewardModelEval` on columns prompt, completions and ranks. Errors: `LabError` on an empty set."""
-    data = encode_rankings(rankings, tokenizer, max_length)
+def evaluate_reward_model(
+    scorer: Scorer, tokenizer, rankings, *, max_length: int | None = None, batch_size: int = 64
+) -> RewardModelEval:
+    """Loss, accuracy and gap on columns prompt, completions and ranks, and `finished` if there is one.
+
+    Prompts are cut to `max_length`, or as in the model's training. Errors: `LabError` on an empty set.
+    """
+    data = encode_rankings(rankings, tokenizer, scorer.limit(max_length))
     gaps, loss = [], 0.0
     for start in range(0, len(data.ranks), batch_size):
         rows = list(range(start, min(start + batch_size, len(data.ranks))))
@@ -152,19 +168,32 @@ def evaluate_reward_model(scorer: Scorer, tokenizer, rankings, *, max_length: in
 
 
 @torch.no_grad()
-def score_replies(scorer: Scorer, tokenizer, prompts: Sequence[str], completions: Sequence[str], *, max_length=256):
-    """(N,) scores of whole replies, each read at its EOS; without gradients."""
-    scores = []
+def score_replies(
+    scorer: Scorer,
+    tokenizer,
+    prompts: Sequence[str],
+    completions: Sequence[str],
+    *,
+    finished: Sequence[bool] | None = None,
+    max_length: int | None = None,
+) -> torch.Tensor:
+    """(N,) scores of replies, each read at its last token: its EOS, unless `finished` says it has none.
+
+    Prompts are cut to `max_length`, or as in the model's training. Without gradients.
+    """
+    scores, limit = [], scorer.limit(max_length)
+    finished = finished if finished is not None else [True] * len(prompts)
     for start in range(0, len(prompts), 64):
+        rows = slice(start, start + 64)
         pairs = [
-            encode_pair(tokenizer, p, c, max_length=max_length)
-            for p, c in zip(prompts[start : start + 64], completions[start : start + 64], strict=True)
+            encode_pair(tokenizer, prompt, text, finished=end, max_length=limit)
+            for prompt, text, end in zip(prompts[rows], completions[rows], finished[rows], strict=True)
         ]
         scores.append(_scores(scorer, tokenizer.pad_token_id, [p for p, _ in pairs], [r for _, r in pairs]))
     return torch.cat(scores)
 
 
-def shift_to_demonstrations(scorer: Scorer, tokenizer, demonstrations, *, max_length: int = 256) -> float:
+def shift_to_demonstrations(scorer: Scorer, tokenizer, demonstrations, *, max_length: int | None = None) -> float:
     """Shift the scores so that the demonstrations' mean is 0, and return the mean they had.
 
     The loss does not see a shift, so it is free to choose. Source: Ouyang et al. 2022, 3.5.

@@ -64,10 +64,13 @@ def sft_trainer(
     from transformers.trainer_callback import PrinterCallback
     from trl import SFTTrainer
 
+    from rlhf_lab.models.forward import context_length
+
     if len(demonstrations) == 0:
         raise LabError("SFT: no demonstrations; give at least one")
-    rows = completion_only_rows(demonstrations, tokenizer, config.max_length)
-    held = completion_only_rows(heldout, tokenizer, config.max_length) if heldout is not None else None
+    longest = min(config.max_length, context_length(model) or config.max_length)
+    rows = completion_only_rows(demonstrations, tokenizer, longest)
+    held = completion_only_rows(heldout, tokenizer, longest) if heldout is not None else None
     callbacks = [_report(on_log), _restore_forward(model)]
     with tempfile.TemporaryDirectory() as folder:  # the trainer wants one; nothing is written into it
         trainer = SFTTrainer(

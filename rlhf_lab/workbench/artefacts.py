@@ -119,9 +119,9 @@ def _make(notebook: str, settings: dict, stage: str, cfg) -> Path:
 def sandbox_comparisons(cfg, run: Run, world: World | None, policy, tokenizer) -> dict[str, Path]:
     """Sample `k` replies to each prompt from the policy, let the labeler rank them, and write both splits.
 
-    Held-out comparisons are always pairs, by the same labeler without its planted biases.
+    Held-out comparisons are always pairs, by the same labeler without the biases that the run plants.
     """
-    from rlhf_lab.training.rollouts import sample_replies
+    from rlhf_lab.training.comparisons import sample_rankings
 
     if world is None:
         return {}
@@ -135,34 +135,39 @@ def sandbox_comparisons(cfg, run: Run, world: World | None, policy, tokenizer) -
     for name, (split, n, k, judge, value) in wanted.items():
         if value != "sandbox":
             continue
-        prompts = [prompt for prompt in world.prompts(split, n, cfg.seed + 1) for _ in range(k)]
-        replies, _ = sample_replies(
-            policy, tokenizer, prompts, max_new_tokens=cfg.max_new_tokens, seed=cfg.seed + 1 + len(split)
+        rows = sample_rankings(
+            policy,
+            tokenizer,
+            world.prompts(split, n, cfg.seed + 1),
+            judge.rank,
+            k=k,
+            max_new_tokens=cfg.max_new_tokens,
+            seed=cfg.seed + 1 + len(split),
         )
         files[name] = run.file("data") / f"{name}.jsonl"
-        with files[name].open("w") as out:
-            for start in range(0, len(prompts), k):
-                texts = replies[start : start + k]
-                if len(set(texts)) < k:
-                    continue  # a labeler cannot rank a reply against itself
-                row = {
-                    "prompt": prompts[start],
-                    "completions": texts,
-                    "ranks": judge.rank(prompts[start], texts),
-                }
-                out.write(json.dumps(row) + "\n")
+        files[name].write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
     return files
 
 
-def load_rankings(value: str, files: dict[str, Path], name: str, columns: dict, limit: int, tokenizer):
+def prompt_split(cfg, files: dict[str, Path]) -> data.Split:
+    """Prompts to learn from and others to measure on: the sandbox's two files, or a part held back of one's own."""
+    if cfg.prompts == "sandbox":
+        train = data.load_prompts(source(cfg.prompts, files, "train"))
+        return data.Split(train, data.load_prompts(source(cfg.prompts, files, "heldout"), limit=cfg.eval_prompts))
+    return data.hold_out(data.load_prompts(cfg.prompts, columns=cfg.columns, on_bad=cfg.on_bad), cfg.eval_prompts)
+
+
+def load_rankings(
+    value: str, files: dict[str, Path], name: str, columns: dict, limit: int, tokenizer, *, on_bad: str = "raise"
+):
     """Rankings from a file of rankings or of preferences, as text."""
     where = source(value, files, name)
     if value == "sandbox":
         return data.load_rankings(where)
+    how = {"columns": columns, "limit": limit, "on_bad": on_bad}
     if "completions" in {*columns, *data.column_names(where)}:
-        return data.to_text(data.load_rankings(where, columns=columns, limit=limit), tokenizer)
-    preferences = data.to_text(data.load_preferences(where, columns=columns, limit=limit), tokenizer)
-    return data.preferences_to_rankings(preferences)
+        return data.to_text(data.load_rankings(where, **how), tokenizer)
+    return data.preferences_to_rankings(data.to_text(data.load_preferences(where, **how), tokenizer))
 
 
 class RewardModelReport(NamedTuple):
@@ -179,9 +184,10 @@ class RewardModelReport(NamedTuple):
 def reward_model_report(cfg, scorer, tokenizer, held_out, before, after: RewardModelEval, world) -> RewardModelReport:
     """Accuracy before and after, its ceiling, agreement with gold, and what the plots need."""
     pairs = [(row["prompt"], *_best_and_worst(row)) for row in held_out]
-    prompts, best, worst = (list(column) for column in zip(*pairs, strict=True))
+    prompts, best, worst, ended = (list(column) for column in zip(*pairs, strict=True))
     ours = [
-        score_replies(scorer, tokenizer, prompts, side, max_length=cfg.max_length).numpy() for side in (best, worst)
+        score_replies(scorer, tokenizer, prompts, side, finished=ends, max_length=cfg.max_length).numpy()
+        for side, ends in zip((best, worst), zip(*ended, strict=True), strict=True)
     ]
     results = {"accuracy": after.accuracy}
     gold = np.full(len(pairs), np.nan)
@@ -202,9 +208,11 @@ def reward_model_report(cfg, scorer, tokenizer, held_out, before, after: RewardM
     )
 
 
-def _best_and_worst(row) -> tuple[str, str]:
-    ranks = row["ranks"]
-    return row["completions"][int(np.argmin(ranks))], row["completions"][int(np.argmax(ranks))]
+def _best_and_worst(row) -> tuple[str, str, tuple[bool, bool]]:
+    """The best and the worst reply, and which of the two finished."""
+    best, worst = int(np.argmin(row["ranks"])), int(np.argmax(row["ranks"]))
+    finished = row.get("finished") or [True] * len(row["ranks"])
+    return row["completions"][best], row["completions"][worst], (finished[best], finished[worst])
 
 
 def _against_gold(ours, true) -> dict[str, float]:
@@ -233,17 +241,56 @@ def reward(cfg, world: World | None, tokenizer, yours: Callable):
     return load_reward(where, policy_tokenizer=tokenizer)
 
 
-def critic(cfg, policy_path: str):
-    """The critic of a run: from the reward model, from the policy with a head of zeros, or from a path."""
-    from rlhf_lab.models import load_scorer
+def critic(cfg, policy_path: str, policy):
+    """The critic of a run: from the reward model, from the policy with a head of zeros, on its trunk, or from a path.
 
-    is_model = cfg.reward not in ("gold", "yours") and ":" not in cfg.reward
-    if cfg.critic == "reward" and not is_model:
-        print(f"critic: the reward '{cfg.reward}' is no model, so the critic starts from the policy")
-    if cfg.critic == "policy" or (cfg.critic == "reward" and not is_model):
+    None where the method has none. A reward model that cannot read the policy's tokens gives way to the policy, and
+    that is said. Errors: `LabError` if a path was asked for and cannot.
+    """
+    from rlhf_lab.models import load_scorer, shared_scorer
+
+    if not cfg.needs_critic:
+        return None
+    if cfg.critic == "shared":
+        return shared_scorer(policy_path, policy)
+    if cfg.critic == "policy":
         return load_scorer(policy_path, head="zero")
-    where = checkpoint(cfg.reward, "reward_model", cfg) if cfg.critic == "reward" else cfg.critic
-    return load_scorer(where, head="keep")
+    if cfg.critic != "reward":
+        found = load_scorer(cfg.critic, head="keep")
+        if why := _no_critic(found, cfg.critic, policy_path):
+            raise LabError(f"critic {cfg.critic}: {why}; choose 'reward', 'shared' or 'policy'")
+        return found
+    why = f"'{cfg.reward}' is no model"
+    if cfg.reward not in ("gold", "yours") and ":" not in cfg.reward:
+        where = checkpoint(cfg.reward, "reward_model", cfg)
+        found = load_scorer(where, head="keep")
+        why = _no_critic(found, where, policy_path)
+        if not why:
+            return found
+    print(f"critic: the reward model {why}, so the critic starts from the policy")
+    return load_scorer(policy_path, head="zero")
+
+
+def _no_critic(scorer, path: str, policy_path: str) -> str:
+    """Why a scorer cannot read the states of this policy, or ""."""
+    from rlhf_lab.models import load_tokenizer
+    from rlhf_lab.rewards.model_reward import same_vocabulary
+
+    if not scorer.causal:
+        return "is an encoder"
+    alike = same_vocabulary(load_tokenizer(path), load_tokenizer(policy_path))
+    return "" if alike else "has another tokenizer"
+
+
+def pretraining_texts(cfg, world: World | None, tokenizer) -> list[str] | None:
+    """The texts of PPO-ptx, or None without it. Errors: `LabError` where there is no sandbox and no file."""
+    if not cfg.ptx_coef:
+        return None
+    if cfg.pretraining != "sandbox":
+        return list(data.load_prompts(cfg.pretraining, columns={"prompt": "text"})["prompt"])
+    if world is None:
+        raise LabError("pretraining is 'sandbox' but the parameter 'sandbox' is empty; give a path or hub id")
+    return world.corpus(2000, tokenizer.eos_token, cfg.seed)
 
 
 def judge_pairs(ours: pd.DataFrame, theirs: pd.DataFrame, *, seed: int) -> pd.DataFrame:

@@ -25,6 +25,15 @@ GLOSSARY: dict[str, Metric] = {
         "How far the policy has moved from the reference. Runs on summaries ended at 14 to 18, "
         "over-optimised ones at 50 and more. Negative for long: a bug in temperature, mask or EOS.",
     ),
+    "objective/kl_k2": Metric(
+        "sum_t (logp - ref_logp)^2 / 2", "nats per reply", None, "Estimator k2: biased, and never negative."
+    ),
+    "objective/kl_k3": Metric(
+        "sum_t expm1(ref_logp - logp) - (ref_logp - logp)",
+        "nats per reply",
+        None,
+        "Estimator k3: unbiased and never negative. Far above objective/kl: a few tokens have become very unlikely.",
+    ),
     "objective/non_score_reward": Metric(
         "-kl_coef * objective/kl", "reward per reply", None, "What the KL penalty takes away."
     ),
@@ -76,6 +85,15 @@ GLOSSARY: dict[str, Metric] = {
         "1",
         None,
         "Near 0 by construction; its level says little.",
+    ),
+    "loss/kl_avg": Metric(
+        "estimate of the KL that is a part of the loss", "nats", None, "0 where the KL is in the reward."
+    ),
+    "loss/ptx_avg": Metric(
+        "-mean log pi(token) on pretraining text",
+        "nats per token",
+        None,
+        "Should stay where it began: a rise is what alignment costs the language model.",
     ),
     "loss/value_avg": Metric(
         "mean_t max((V - R)^2, (V_clipped - R)^2) / 2", "reward squared", None, "Falls as the critic learns."
@@ -212,6 +230,12 @@ GLOSSARY: dict[str, Metric] = {
     ),
     "judge/coverage": Metric(
         "share of pairs with a verdict left", "share of pairs", (0.8, 1.0), "What a remedy leaves undecided."
+    ),
+    "judge/mass": Metric(
+        "p(first verdict) + p(second verdict)",
+        "probability",
+        (0.9, 1.0),
+        "Of a judge that is a language model. Far below 1 it was about to say something else than a verdict.",
     ),
     "judge/invalid_share": Metric(
         "share of answers that are no verdict", "share of verdicts", (0.0, 0.05), "Invalid stays invalid."

@@ -6,6 +6,7 @@ wrong after a dead kernel, so what went wrong is read from the exception and tol
 """
 
 import asyncio
+import contextlib
 import logging
 import os
 import re
@@ -20,6 +21,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from rlhf_lab.errors import LabError, RunFailed
+from rlhf_lab.workbench.secrets import redact
+from rlhf_lab.workbench.writing import cannot_write, write_text
 
 GRACE = 20.0  # seconds an interrupted cell has to end before its kernel is killed
 START_S = 180  # seconds a kernel may take to start on a busy machine
@@ -78,8 +81,12 @@ class Execution:
 
     def raise_for_error(self) -> None:
         """Raise what ended the execution early: `LabError`, `RunFailed`, or nothing when all is well."""
-        if self._error is not None:
-            raise describe_failure(self._error, self.notebook) from None
+        if self._error is None:
+            return
+        if not self.output.parent.is_dir():
+            where = f"{self.notebook.name}: the folder {self.output.parent}"
+            raise RunFailed(f"{where} was deleted or moved while it ran; run it again")
+        raise describe_failure(self._error, self.notebook) from None
 
     def _signal(self, number: int) -> None:
         if self._kernel is None or self._loop is None or self._ended.is_set():
@@ -88,17 +95,22 @@ class Execution:
         asyncio.run_coroutine_threadsafe(self._kernel.signal_kernel(number), self._loop)
 
     def _run(self) -> None:
-        folder = Path(tempfile.mkdtemp(prefix="rlhf-"))
+        log_file = self.output.with_name("kernel.log")
+        folder = None
         try:
-            with open(self.output.with_name("kernel.log"), "wb") as log:
+            folder = Path(tempfile.mkdtemp(prefix="rlhf-"))
+            with open(log_file, "wb") as log:
                 self._papermill(_kernel_manager(folder, log, self._started))
         except BaseException as error:  # reported by `raise_for_error`, in the thread that asked
             self._error = error
         finally:
-            shutil.rmtree(folder, ignore_errors=True)
-            log_file = self.output.with_name("kernel.log")
-            if log_file.is_file() and not log_file.stat().st_size:
-                log_file.unlink()
+            if folder:
+                shutil.rmtree(folder, ignore_errors=True)
+            with contextlib.suppress(OSError, LabError):  # what cannot be written has been told by then
+                if log_file.is_file() and not log_file.stat().st_size:
+                    log_file.unlink()
+                for file in (self.output, log_file):
+                    _without_keys(file)
             self._ended.set()
 
     def _papermill(self, kernel_manager_class: type) -> None:
@@ -164,10 +176,22 @@ def execute(
     execution.raise_for_error()
 
 
+def _without_keys(file: Path) -> None:
+    """A cell may have printed a key, or an error carried one: it goes, before anybody reads or sends the file."""
+    if file.is_file():
+        text = file.read_text(encoding="utf-8", errors="surrogateescape")
+        if redact(text) != text:
+            write_text(file, text)
+
+
 def describe_failure(error: BaseException, notebook: Path) -> LabError:
     """The one line for what papermill raised: the error's own last line, and the cell it came from."""
     name = Path(notebook).name
     kind = type(error).__name__
+    if isinstance(error, LabError):
+        return error
+    if isinstance(error, OSError) and error.filename:
+        return RunFailed(str(cannot_write(Path(str(error.filename)), error)))
     if kind == "PapermillExecutionError":
         cell = f"{name}, cell [{error.exec_count or '?'}]"
         if error.ename == "KeyboardInterrupt":

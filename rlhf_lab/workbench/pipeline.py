@@ -1,7 +1,6 @@
 """Run an experiment: its stages in order, each on the last ones' artefacts, then results and report."""
 
 import contextlib
-import json
 import os
 import shlex
 import sys
@@ -10,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any, Literal, TextIO
 
 import yaml
 
@@ -23,11 +22,12 @@ from rlhf_lab.workbench.records import (
     mark_ended,
     mark_queued,
     now,
+    read_json,
     read_status,
     runs_root,
-    write_json,
 )
 from rlhf_lab.workbench.validate import Plan, PlannedStage, validate
+from rlhf_lab.workbench.writing import make_folder, user_path, write_json
 
 NOT_RUN = "not run"
 
@@ -110,9 +110,20 @@ def run_experiment(
         for entry in record.stages[len(done) :]:
             entry.state = NOT_RUN if entry.state == "queued" else entry.state
         record.seconds = time.monotonic() - began
-        page = _conclude(record)
-        print(_summary(record, page), file=stream, flush=True)
+        _tell(record, stream)
     return record
+
+
+def _tell(record: ExperimentRecord, stream: TextIO) -> None:
+    """Results and report of what there is. That they cannot be written must not hide how the experiment ended."""
+    try:
+        page = _conclude(record)
+    except LabError as error:
+        if record.state == "done":
+            raise
+        page = None
+        print(f"no report: {error}", file=stream, flush=True)
+    print(_summary(record, page), file=stream, flush=True)
 
 
 def shown(path: Path) -> str:
@@ -136,9 +147,19 @@ def _reserve(plan: Plan, command: str) -> ExperimentRecord:
     stages = []
     for stage in plan.stages:
         given = stage.parameters.get("run_dir")
-        run_dir = Path(given).expanduser().absolute() if given else folder / stage.name / run_id
+        run_dir = user_path(given) if given else folder / stage.name / run_id
+        _refuse_taken(plan, stage, run_dir, [entry.run_dir for entry in stages])
         stages.append(StageRecord(stage.name, stage.notebook, run_dir))
     return ExperimentRecord(plan.experiment, plan.description, plan.file, folder, command, now(), stages)
+
+
+def _refuse_taken(plan: Plan, stage: PlannedStage, run_dir: Path, others: list[Path]) -> None:
+    """Said before anything starts, not when an hour's stages are behind."""
+    if run_dir in others:
+        raise LabError(f"{plan.file}, stage {stage.name}: run_dir {run_dir} is an earlier stage's; give each its own")
+    if (run_dir / "status.json").exists():
+        where = f"{plan.file}, stage {stage.name}: run_dir {run_dir}"
+        raise LabError(f"{where} holds a run already; give a new one, nothing is overwritten")
 
 
 def _run_stage(
@@ -164,17 +185,22 @@ def _run_stage(
             _expect_finished(entry)
         except LabError as error:
             entry.state, entry.reason = "failed", str(error)
-            mark_ended(entry.run_dir, "failed", str(error))
+            _mark_ended(entry, "failed")
             where = f"{plan.experiment}, stage {stage.name}"
             raise type(error)(f"{where}: {error} (see {shown(entry.run_dir)}/report.html)") from None
         except KeyboardInterrupt:
             entry.state, entry.reason = "stopped", "interrupted"
-            mark_ended(entry.run_dir, "stopped", "interrupted")
+            _mark_ended(entry, "stopped")
             raise
         finally:
             entry.seconds = time.monotonic() - began
             _read_back(entry)
             line.end(f"{entry.state} in {duration(entry.seconds)}")
+
+
+def _mark_ended(entry: StageRecord, state: Literal["failed", "stopped"]) -> None:
+    with contextlib.suppress(LabError):  # its folder may be gone or full, which must not hide how the stage ended
+        mark_ended(entry.run_dir, state, entry.reason)
 
 
 def _expect_finished(entry: StageRecord) -> None:
@@ -191,23 +217,20 @@ def _expect_finished(entry: StageRecord) -> None:
 
 def _read_back(entry: StageRecord) -> None:
     """Whatever the run left, however it went. Nothing here may hide how it went."""
-    try:
-        entry.results = json.loads((entry.run_dir / "results.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        entry.results = {}
+    entry.results = read_json(entry.run_dir / "results.json")
     try:
         status = read_status(entry.run_dir)
         entry.url, entry.reason = status.url, entry.reason or status.reason
         config = yaml.safe_load((entry.run_dir / "config.yaml").read_text(encoding="utf-8"))
         entry.provenance = config if isinstance(config, dict) else {}
-    except (OSError, LabError, yaml.YAMLError):
+    except (OSError, ValueError, LabError, yaml.YAMLError):
         entry.provenance = {}
 
 
 def _conclude(record: ExperimentRecord) -> Path | None:
     from rlhf_lab.workbench.report import write_report
 
-    record.folder.mkdir(parents=True, exist_ok=True)
+    make_folder(record.folder)
     results = {
         "experiment": record.experiment,
         "state": record.state,

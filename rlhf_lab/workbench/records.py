@@ -1,15 +1,14 @@
 """What a run leaves on disk and how it is read back: status, metrics, samples.
 
-Whole files are written under a temporary name and renamed into place. Lines of a .jsonl file are appended and
-flushed, so a killed process can tear at most the last one, and readers leave that one out.
+How files are written is in writing.py. A killed process can tear at most the last line of a .jsonl file, and readers
+leave that one out.
 """
 
+import contextlib
 import json
-import math
 import os
 import socket
 import time
-from collections.abc import Mapping
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -18,6 +17,7 @@ import psutil
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from rlhf_lab.errors import LabError
+from rlhf_lab.workbench.writing import cannot_write, make_folder, user_path, write_json
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -29,7 +29,11 @@ CLOCK_SLACK_S = 2.0  # the start time of one process, read twice, may differ by 
 
 
 class Status(BaseModel):
-    """The content of status.json. Times are ISO 8601 in UTC; `process_start` is in seconds since 1970."""
+    """The content of status.json. Times are ISO 8601 in UTC.
+
+    `process_start` is in seconds since 1970, `process_since_boot` in seconds from the start of the machine to that of
+    the process: a clock that is set anew moves the first only.
+    """
 
     model_config = ConfigDict(frozen=True, extra="ignore")
 
@@ -40,6 +44,7 @@ class Status(BaseModel):
     host: str = ""
     pid: int = 0
     process_start: float = 0.0
+    process_since_boot: float | None = None
     started: str = ""
     heartbeat: str = ""
     ended: str = ""
@@ -53,55 +58,31 @@ def now() -> str:
 
 def runs_root() -> Path:
     """Where runs live: the environment variable RLHF_LAB_RUNS, else ./runs of the directory one is in."""
-    return Path(os.environ.get("RLHF_LAB_RUNS") or "runs").expanduser().absolute()
+    return user_path(os.environ.get("RLHF_LAB_RUNS") or "runs")
+
+
+def since_boot(process: psutil.Process) -> float:
+    """Seconds from the start of the machine to that of the process."""
+    boot = psutil.boot_time()  # a clock that is set anew moves it, and the start of every process along with it
+    return process.create_time() - boot
 
 
 # --- writing
 
 
-def plain(value: Any) -> Any:
-    """The value as JSON can hold it: tensors and arrays as numbers or lists, NaN and infinities as None."""
-    if isinstance(value, float):
-        return value if math.isfinite(value) else None
-    if value is None or isinstance(value, str | int):
-        return value
-    if isinstance(value, Mapping):
-        return {str(key): plain(item) for key, item in value.items()}
-    if isinstance(value, list | tuple | set):
-        return [plain(item) for item in value]
-    if hasattr(value, "tolist"):
-        return plain(value.tolist())
-    return str(value)
-
-
-def write_text(path: Path, text: str) -> None:
-    """Write a whole file so that a reader sees the old one or the new one, never half of one."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    temporary.write_text(text, encoding="utf-8")
-    os.replace(temporary, path)
-
-
-def write_json(path: Path, value: Any) -> None:
-    """Write `value` as one JSON file, whole."""
-    write_text(path, json.dumps(plain(value), indent=2, ensure_ascii=False) + "\n")
-
-
-def append_line(path: Path, row: Mapping[str, Any]) -> None:
-    """Append one row to a .jsonl file, in one write."""
-    line = json.dumps(plain(row), ensure_ascii=False, allow_nan=False) + "\n"
-    with path.open("a", encoding="utf-8") as file:
-        file.write(line)
-
-
 def mark_queued(path: Path, *, stage: str = "", experiment: str = "") -> None:
     """Reserve a directory for a run that will start later. Refuses one that holds a run."""
-    path.mkdir(parents=True, exist_ok=True)
+    make_folder(path)
     status = Status(state="queued", stage=stage, experiment=experiment, host=socket.gethostname())
     try:
         with (path / "status.json").open("x", encoding="utf-8") as file:
             file.write(json.dumps(status.model_dump(), indent=2) + "\n")
     except FileExistsError:
         raise LabError(f"run_dir {path} holds a run already; give an empty or new directory") from None
+    except OSError as error:
+        with contextlib.suppress(OSError):
+            (path / "status.json").unlink(missing_ok=True)  # half of it
+        raise cannot_write(path / "status.json", error) from None
 
 
 def mark_ended(path: Path, state: Literal["failed", "stopped"], reason: str) -> Status:
@@ -135,9 +116,11 @@ def read_status(path: str | Path) -> Status:
         try:
             status = Status(**json.loads(file.read_text(encoding="utf-8")))
             break
-        except FileNotFoundError:
+        except (FileNotFoundError, NotADirectoryError):
             raise LabError(f"{path} holds no run: it has no status.json") from None
-        except (json.JSONDecodeError, ValidationError, TypeError):
+        except OSError as error:
+            raise LabError(f"{file} cannot be read ({(error.strerror or str(error)).lower()})") from None
+        except (ValueError, ValidationError, TypeError, RecursionError):
             if attempt == 2:
                 raise LabError(f"{file} is broken: it is not the JSON of a run's status") from None
             time.sleep(0.05)  # "queued" is written in place, so a reader may come a moment early
@@ -150,16 +133,25 @@ def read_status(path: str | Path) -> Status:
 
 def _is_alive(status: Status) -> bool:
     if status.host != socket.gethostname():
-        last = status.heartbeat or status.started
-        return bool(last) and (datetime.now(UTC) - datetime.fromisoformat(last)).total_seconds() < SILENCE_S
+        try:
+            last = datetime.fromisoformat(status.heartbeat or status.started).astimezone(UTC)
+        except (ValueError, OverflowError):
+            return False
+        return (datetime.now(UTC) - last).total_seconds() < SILENCE_S
     try:
         process = psutil.Process(status.pid)
-        same = abs(process.create_time() - status.process_start) <= CLOCK_SLACK_S
-        return same and process.status() != psutil.STATUS_ZOMBIE
-    except psutil.NoSuchProcess:
+        return _is_same(process, status) and process.status() != psutil.STATUS_ZOMBIE
+    except (psutil.NoSuchProcess, ValueError, OverflowError):  # also a number that no process has
         return False
     except psutil.AccessDenied:
         return True
+
+
+def _is_same(process: psutil.Process, status: Status) -> bool:
+    """Whether this process wrote the status. A clock set anew in between does not count."""
+    if status.process_since_boot is not None:
+        return abs(since_boot(process) - status.process_since_boot) <= CLOCK_SLACK_S
+    return abs(process.create_time() - status.process_start) <= CLOCK_SLACK_S
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -178,7 +170,10 @@ def read_jsonl(path: Path) -> list[dict[str, Any]]:
     """
     if not path.exists():
         return []
-    lines = path.read_bytes().split(b"\n")
+    try:
+        lines = path.read_bytes().split(b"\n")
+    except OSError as error:
+        raise LabError(f"{path} cannot be read ({(error.strerror or str(error)).lower()})") from None
     rows = []
     for number, line in enumerate(lines, start=1):
         if not line.strip():
@@ -187,7 +182,7 @@ def read_jsonl(path: Path) -> list[dict[str, Any]]:
             row = json.loads(line)
             if not isinstance(row, dict):
                 raise ValueError
-        except ValueError:  # also the UnicodeDecodeError of a character torn in two
+        except (ValueError, RecursionError):  # also the UnicodeDecodeError of a character torn in two
             if number == len(lines):  # nothing ended this line: the writer was killed in the middle of it
                 break
             raise LabError(f"{path}, line {number} is broken: it is not a JSON object; mend or delete it") from None
@@ -249,5 +244,5 @@ def latest_run(stage: str, experiment: str | None = None, *, seed: int | None = 
 def _seed_of(path: Path) -> int | None:
     try:
         return yaml.safe_load((path / "config.yaml").read_text(encoding="utf-8")).get("seed")
-    except (OSError, yaml.YAMLError, AttributeError):
+    except (OSError, ValueError, yaml.YAMLError, AttributeError):
         return None

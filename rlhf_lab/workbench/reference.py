@@ -14,7 +14,8 @@ import pandas as pd
 from rlhf_lab.errors import LabError
 from rlhf_lab.workbench.evaluation import mean_interval
 from rlhf_lab.workbench.pipeline import ExperimentRecord
-from rlhf_lab.workbench.records import append_line, read_jsonl
+from rlhf_lab.workbench.records import read_jsonl
+from rlhf_lab.workbench.writing import append_line, make_folder
 
 
 def record_results(experiment: ExperimentRecord, file: str | Path) -> None:
@@ -30,7 +31,7 @@ def record_results(experiment: ExperimentRecord, file: str | Path) -> None:
         "seconds": round(experiment.seconds, 1),
         "results": {stage.name: stage.results for stage in experiment.stages},
     }
-    Path(file).parent.mkdir(parents=True, exist_ok=True)
+    make_folder(Path(file).parent)
     append_line(Path(file), line)
 
 

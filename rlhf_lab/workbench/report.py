@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from rlhf_lab.workbench.figures import Figure, duration, figures
 from rlhf_lab.workbench.notebook_page import Notebook, Plot, escape, markdown, read_notebook
 from rlhf_lab.workbench.pages import badge, page
-from rlhf_lab.workbench.records import write_text
+from rlhf_lab.workbench.writing import make_folder, write_text
 
 if TYPE_CHECKING:
     from rlhf_lab.workbench.pipeline import ExperimentRecord, StageRecord
@@ -27,7 +27,7 @@ def write_report(record: "ExperimentRecord") -> Path:
     """
     folder = record.folder / "report"
     shutil.rmtree(folder, ignore_errors=True)  # pages of stages that are no longer in the file
-    folder.mkdir(parents=True)
+    make_folder(folder)
     cards = []
     for stage in record.stages:
         back = f'<nav><a href="index.html">&larr; {escape(record.experiment)}</a></nav>'
@@ -37,7 +37,7 @@ def write_report(record: "ExperimentRecord") -> Path:
             write_text(stage.run_dir / "report.html", read.html.replace(back, ""))
         cards.append(_card(stage, read))
     if (record.folder / "results.json").is_file():
-        shutil.copy(record.folder / "results.json", folder)
+        write_text(folder / "results.json", (record.folder / "results.json").read_text(encoding="utf-8"))
     write_text(folder / "index.html", page(record.experiment, _index(record, cards)))
     return folder / "index.html"
 

@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from rlhf_lab.errors import LabError
-from rlhf_lab.workbench.records import Status, read_status, runs_root, write_json
+from rlhf_lab.workbench.records import Status, read_status, runs_root
+from rlhf_lab.workbench.writing import cannot_write, make_folder, write_json
 
 
 def claim(path: Path, status: Status) -> Path:
@@ -25,12 +26,18 @@ def claim(path: Path, status: Status) -> Path:
         raise LabError(f"run_dir {path} is a file; give a directory")
     elif taken := _foreign(path):
         raise LabError(f"run_dir {path} is not empty (it has {taken[0]}); give a new directory, nothing is overwritten")
-    path.mkdir(parents=True, exist_ok=True)
+    make_folder(path)
     try:  # a file that can be created only once, whatever status.json said a moment ago
         (path / ".taken").open("x").close()
     except FileExistsError:
         raise LabError(f"run_dir {path} was taken by another run just now; give another") from None
-    write_json(path / "status.json", status.model_dump())
+    except OSError as error:
+        raise cannot_write(path, error) from None
+    try:
+        write_json(path / "status.json", status.model_dump())
+    except LabError:
+        (path / ".taken").unlink(missing_ok=True)  # nobody has it, so a next try may
+        raise
     return path
 
 
@@ -42,8 +49,7 @@ def _foreign(path: Path) -> list[str]:
 
 
 def new_directory(status: Status, seed: int) -> Path:
-    parent = runs_root() / status.experiment / status.stage
-    parent.mkdir(parents=True, exist_ok=True)
+    parent = make_folder(runs_root() / status.experiment / status.stage)
     stamp = f"{datetime.now(UTC):%Y%m%d-%H%M%S}-s{seed}"
     for attempt in range(1, 1000):
         path = parent / (stamp if attempt == 1 else f"{stamp}-{attempt}")
@@ -51,6 +57,8 @@ def new_directory(status: Status, seed: int) -> Path:
             path.mkdir()
         except FileExistsError:
             continue
+        except OSError as error:
+            raise cannot_write(path, error) from None
         return claim(path, status)
     raise LabError(f"{parent} has a thousand runs of this second; give a run_dir")
 

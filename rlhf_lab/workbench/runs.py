@@ -8,8 +8,10 @@
 In a notebook no `with` is needed: a cell that fails or is interrupted is noticed (session.py).
 """
 
+import contextlib
 import math
 import socket
+import sys
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -25,23 +27,21 @@ from rlhf_lab.workbench.figures import duration
 from rlhf_lab.workbench.records import (
     State,
     Status,
-    append_line,
     latest_run,
     mark_ended,
     mark_queued,
     now,
     one_line,
-    plain,
     read_metrics,
     read_samples,
     read_status,
     runs_root,
-    write_json,
-    write_text,
+    since_boot,
 )
 from rlhf_lab.workbench.run_directory import claim, new_directory, provenance
 from rlhf_lab.workbench.session import headless
 from rlhf_lab.workbench.tracking import Tracker, TrackingConfig
+from rlhf_lab.workbench.writing import append_line, make_folder, plain, user_path, write_json, write_text
 
 __all__ = [
     "Run",
@@ -97,7 +97,7 @@ class Run:
         Errors: `LabError` when the directory holds another run, alive or ended: nothing is overwritten.
         """
         for kind, name in (("stage", stage), ("experiment", experiment)):
-            if not name or name.startswith(".") or set(name) & set('/\\*?[]:"'):
+            if not name.isprintable() or name[:1] in ("", ".") or set(name) & set('/\\*?[]:"'):
                 raise LabError(f"{kind} {name!r} cannot name a folder: use letters, digits, '-', '_' and '.'")
         tracking = tracking or TrackingConfig()
         step_name = step_name or ("episode" if "ppo" in stage.lower() else "global_step")
@@ -110,15 +110,20 @@ class Run:
             host=socket.gethostname(),
             pid=process.pid,
             process_start=process.create_time(),
+            process_since_boot=since_boot(process),
             started=now(),
             heartbeat=now(),
         )
-        given = Path(run_dir).expanduser().absolute()
-        path = claim(given, status) if run_dir else new_directory(status, seed)
+        path = claim(user_path(run_dir), status) if run_dir else new_directory(status, seed)
         session.close_older(stage)
-        facts = provenance(status, seed) | {"tracking": tracking.model_dump(mode="json")}
+        facts = plain(provenance(status, seed) | {"tracking": tracking.model_dump(mode="json")})
         text = yaml.safe_dump(facts | {"config": resolved}, sort_keys=False, allow_unicode=True)
-        write_text(path / "config.yaml", text)
+        try:
+            write_text(path / "config.yaml", text)
+        except LabError as error:
+            with contextlib.suppress(LabError):
+                mark_ended(path, "failed", str(error))
+            raise
         print(f"{stage} run: {_shown(path)}", flush=True)
         tracker = Tracker(tracking, path=path, status=status, config=resolved | {"run": facts}, step_name=step_name)
         run = cls(path, status, tracker, step_name)
@@ -140,10 +145,11 @@ class Run:
         return self.status.state
 
     def file(self, name: str) -> Path:
-        """A path inside the run's directory; folders on the way are made."""
-        path = self.path / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        return path
+        """A path inside the run's directory; folders on the way are made. Errors: `LabError` if the run's is gone."""
+        if not self.path.is_dir():
+            raise LabError(f"run {_shown(self.path)} is gone: its folder was deleted or moved; start a new run")
+        make_folder((self.path / name).parent)
+        return self.path / name
 
     def log(self, metrics: Mapping[str, float], step: int) -> None:
         """Append one line to metrics.jsonl and send it to wandb.
@@ -240,7 +246,7 @@ class Run:
         the kernel ends.
         """
         if self.state == "running":
-            self._write_status(state=state, reason=one_line(reason), ended=now())
+            self._end_badly(state, reason)
         if state == "failed" or self._headless:
             self.tracker.finish(1)
 
@@ -253,9 +259,11 @@ class Run:
         """
         if self._closed:
             return
+        if self.state == "running" and state == "done":
+            self._write_status(state=state, reason=one_line(reason), ended=now())  # or it is not done
         self._closed = True
         if self.state == "running":
-            self._write_status(state=state, reason=one_line(reason), ended=now())
+            self._end_badly(state, reason)
         session.unwatch(self)
         self.tracker.finish(0 if self.state == "done" else 1, patience_s=patience_s)
 
@@ -279,10 +287,19 @@ class Run:
         elif time.monotonic() - self._heard >= HEARTBEAT_S:
             self._write_status()
 
+    def _end_badly(self, state: Literal["failed", "stopped"], reason: str) -> None:
+        """Write how the run ended. Where that cannot be written it is said, lest it hide why the run ended."""
+        try:
+            self._write_status(state=state, reason=one_line(reason), ended=now())
+        except LabError as error:
+            self.status = self.status.model_copy(update={"state": state, "reason": one_line(reason)})
+            print(f"{self.stage} run {state}: {one_line(reason)}; {error}", file=sys.stderr, flush=True)
+
     def _write_status(self, **changes: Any) -> None:
         self._heard = time.monotonic()
-        self.status = self.status.model_copy(update={"heartbeat": now()} | changes)
-        write_json(self.path / "status.json", self.status.model_dump())
+        status = self.status.model_copy(update={"heartbeat": now()} | changes)
+        write_json(self.path / "status.json", status.model_dump())
+        self.status = status
 
 
 def _number(name: str, value: Any) -> float | int:

@@ -10,6 +10,7 @@ import torch
 from pydantic import Field, PositiveInt
 
 from rlhf_lab.config import Config
+from rlhf_lab.data.loading import OnBad
 from rlhf_lab.judges.replay import ReplayConfig
 from rlhf_lab.judges.simulated import SimulatedJudgeConfig
 from rlhf_lab.models import resolve_precision
@@ -18,6 +19,7 @@ from rlhf_lab.training.ppo import PPOConfig
 from rlhf_lab.training.pretraining import PretrainConfig
 from rlhf_lab.training.reward_model import RewardModelConfig
 from rlhf_lab.training.sft import SFTConfig
+from rlhf_lab.workbench.learned_judge import LearnedJudgeConfig
 from rlhf_lab.workbench.runs import Run
 from rlhf_lab.workbench.tracking import TrackingConfig
 
@@ -29,7 +31,8 @@ class StageConfig(Config):
     run_dir: str = ""  # "" = a new one under ./runs, or under RLHF_LAB_RUNS
     sandbox: str = "default"  # the embedded world; "" = real models and data only
     eval_prompts: int = Field(256, ge=1)  # held-out prompts on which gold is measured
-    threads: int = Field(0, ge=0)  # 0 = as many as torch takes
+    seed: int = Field(0, ge=0, lt=2**32)  # what numpy takes
+    threads: int = Field(0, ge=0, le=1024)  # 0 = as many as torch takes
     tracking: TrackingConfig = TrackingConfig()  # wandb: project, entity, group, job_type, tags, notes, mode
 
 
@@ -45,6 +48,7 @@ class SFTStage(StageConfig, SFTConfig):
     model: str = "sandbox"  # the base: a path, a hub id, or the sandbox's own
     demonstrations: str = "sandbox"  # a file or hub id with columns prompt and completion
     columns: dict[str, str] = {}  # our column name -> theirs
+    on_bad: OnBad = "raise"  # rows that cannot be used, or held-out ones that were learned from: raise | drop
     n_demonstrations: int = Field(1000, ge=1)
     prompts: str = "sandbox"  # held-out prompts to answer before and after
     max_new_tokens: int = Field(40, ge=1)
@@ -56,6 +60,7 @@ class RewardModelStage(StageConfig, RewardModelConfig):
     policy: str = "auto"  # the SFT model: it answers the prompts and starts the reward model; "auto" = newest run
     preferences: str = "sandbox"  # a file or hub id with prompt, chosen, rejected, or prompt, completions, ranks
     columns: dict[str, str] = {}
+    on_bad: OnBad = "raise"
     heldout: str = "sandbox"  # comparisons to test on, in the same format
     demonstrations: str = "sandbox"  # replies whose mean score becomes 0
     n_prompts: int = Field(2000, ge=1)  # prompts with ranked replies
@@ -70,9 +75,11 @@ class PPOStage(StageConfig, PPOConfig):
 
     policy: str = "auto"  # the SFT model; it is also the frozen reference
     reward: str = "auto"  # a reward-model run or path, `file.py:function`, or `gold`
-    critic: str = "reward"  # started from: reward | policy, or a path
+    critic: str = "reward"  # started from: reward | policy | shared (on the policy's trunk), or a path
+    pretraining: str = "sandbox"  # texts for ptx_coef: a file or hub id with a column text
     prompts: str = "sandbox"
     columns: dict[str, str] = {}
+    on_bad: OnBad = "raise"
     eval_every: int = Field(10, ge=1)  # updates between measurements on the held-out prompts
 
 
@@ -84,11 +91,12 @@ class JudgeBiasStage(StageConfig):
     reward: str = "auto"  # the reward model, as a judge
     prompts: str = "sandbox"
     columns: dict[str, str] = {}
+    on_bad: OnBad = "raise"
     repeats: int = Field(1, ge=1)  # how often each judge is asked the same
     judge: SimulatedJudgeConfig = SimulatedJudgeConfig(position=1.0, length=0.1, temperature=0.5)
+    learned: LearnedJudgeConfig | None = LearnedJudgeConfig()  # judges that are trained here
     recorded: ReplayConfig | None = None  # stored verdicts to analyse as well
     max_new_tokens: int = Field(40, ge=1)
-    seed: int = 0
 
 
 class OverOptimisationStage(StageConfig):
@@ -102,7 +110,6 @@ class OverOptimisationStage(StageConfig):
     max_new_tokens: int = Field(40, ge=1)
     labeler: LabelerConfig = LabelerConfig()
     reward_model: RewardModelConfig = RewardModelConfig()
-    seed: int = 0
 
     @property
     def n_train(self) -> int:

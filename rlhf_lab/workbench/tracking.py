@@ -19,6 +19,7 @@ from urllib.parse import urlparse
 
 from rlhf_lab.config import Config
 from rlhf_lab.workbench.records import Status, one_line
+from rlhf_lab.workbench.secrets import redact
 from rlhf_lab.workbench.session import shell
 
 INIT_S = 30.0  # a server that does not answer in this time is done without
@@ -200,7 +201,7 @@ def _safe(error: Exception) -> str:
     text = str(error) or type(error).__name__
     if secret := os.environ.get("WANDB_API_KEY"):
         text = text.replace(secret, "<key>")
-    return one_line(KEY.sub("<key>", text), 200)
+    return one_line(redact(KEY.sub("<key>", text)), 200)
 
 
 def _say_once(topic: str, line: str) -> None:

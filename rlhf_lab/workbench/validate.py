@@ -7,6 +7,7 @@ directory of the stage named sft.
 
 import copy
 import difflib
+import json
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -94,19 +95,25 @@ def read_yaml(file: Path) -> dict[str, Any]:
     except FileNotFoundError:
         near = difflib.get_close_matches(file.name, [p.name for p in file.parent.glob("*.y*ml")], n=1)
         raise LabError(f"{file}: no such file" + (f" (did you mean '{near[0]}'?)" if near else "")) from None
-    except (OSError, UnicodeDecodeError) as error:
+    except (OSError, ValueError) as error:  # also what is no UTF-8, or no path
         raise LabError(f"{file}: cannot be read ({' '.join(str(error).split())})") from None
     try:
         content = yaml.load(text, Loader=_StrictLoader)
     except yaml.MarkedYAMLError as error:
         line = f", line {error.problem_mark.line + 1}" if error.problem_mark else ""
         raise LabError(f"{file}{line}: not valid YAML: {error.problem}") from None
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, ValueError) as error:  # also the 45th of a month, or a number of thousands of digits
         raise LabError(f"{file}: not valid YAML: {' '.join(str(error).split())}") from None
+    except RecursionError:
+        raise LabError(f"{file}: not valid YAML: nested too deeply") from None
     if content is None:
         return {}
     if not isinstance(content, dict) or not all(isinstance(key, str) for key in content):
         raise LabError(f"{file}: expected 'key: value' lines, found {type(content).__name__}")
+    try:
+        json.dumps(content, default=str)
+    except (ValueError, TypeError, RecursionError):
+        raise LabError(f"{file}: a list or mapping holds itself, or keys that are no text; write it out") from None
     return content
 
 
@@ -162,7 +169,7 @@ def _experiment(file: Path, name: str, stages: tuple[PlannedStage, ...]) -> str:
     """The name of the experiment: what the stages' parameters say, where they agree, else the file's."""
     given = {stage.parameters["experiment"] for stage in stages if stage.parameters.get("experiment")}
     name = given.pop() if len(given) == 1 else name
-    if not re.match(NAME, name):
+    if not re.fullmatch(NAME, name):
         raise LabError(f"{file}: '{name}' cannot name an experiment; use letters, digits, '_', '.' and '-'")
     return name
 
@@ -194,7 +201,7 @@ def _override(file: Path, drafts: list[_Draft], overrides: Sequence[str]) -> lis
             raise LabError(f"-p {override}: expected key=value or stage.key=value")
         try:
             value = text if REFERENCE.match(text) else yaml.load(text, Loader=_StrictLoader)
-        except yaml.YAMLError:
+        except (yaml.YAMLError, ValueError, RecursionError):
             value = text
         path = key.strip().split(".")
         named = [draft for draft in drafts if draft.name == path[0] and len(path) > 1]

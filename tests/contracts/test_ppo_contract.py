@@ -32,6 +32,7 @@ from tiny import (
     weights_of,
 )
 
+from rlhf_lab import maths
 from rlhf_lab.data import encode_pair
 from rlhf_lab.errors import LabError
 from rlhf_lab.models import load_policy, load_tokenizer, response_logprobs
@@ -76,8 +77,8 @@ def losses(monkeypatch):
         calls.append(((logp - old_logp).detach().abs().masked_fill(~mask, 0).max().item(), result))
         return result
 
-    policy_loss = ppo.policy_loss
-    monkeypatch.setattr(ppo, "policy_loss", recorded)
+    policy_loss = maths.policy_loss
+    monkeypatch.setattr("rlhf_lab.training.ppo_step.policy_loss", recorded)
     return calls
 
 
@@ -219,7 +220,9 @@ def test_3_padding_changes_nothing(architecture, whiten, trimmed, monkeypatch):
         rows = padded(batch, left, right, junk)
         torch.manual_seed(0)
         stats_ = ppo_step(policy, critic, optimizer, rows, *estimate_advantages(rows, config), config)
-        update = ppo.PPOUpdate(rows, stats_, 1, 8, 0.1, config.kl_coef, {"rollout": 0.0, "score": 0.0, "train": 0.0})
+        update = ppo.PPOUpdate(
+            rows, stats_, 1, 8, 0.1, config.kl_coef, 1.0, {"rollout": 0.0, "score": 0.0, "train": 0.0}
+        )
         found.append(ppo_metrics(update, config))
     assert found[0]["policy/clipfrac_avg"] > 0.05
     for figures in found[1:]:

@@ -231,10 +231,11 @@ def test_other_empty_data_sets(write, tmp_path):
     assert "no rows" in complaint(load_prompts, Dataset.from_dict({"prompt": []}))
 
 
-def test_broken_json_line_is_an_error_even_when_dropping(write):
+def test_a_broken_json_line_is_a_row_that_cannot_be_used(write, capsys):
     path = write("a.jsonl", '{"prompt": "x"}\n{"prompt": "y"\n')
-    for on_bad in ("raise", "drop"):
-        assert complaint(load_prompts, path, on_bad=on_bad).startswith(f"{path}, line 2: broken JSON at")
+    assert complaint(load_prompts, path).startswith(f"{path}, line 2: broken JSON at character 15")
+    assert load_prompts(path, on_bad="drop").to_list() == [{"prompt": "x"}]
+    assert capsys.readouterr().out.startswith("dropped 1 of 2 rows: broken JSON (1, first at")
 
 
 def test_broken_json_list(write):

@@ -43,6 +43,18 @@ def test_explicit_columns_come_out_as_they_are_and_others_are_left_out():
     assert first(load_rankings, row) == {"prompt": "p", "completions": ["x", "y", "z"], "ranks": [1, 0, 1]}
 
 
+def test_rankings_may_say_which_completions_finished(tmp_path):
+    row = {"prompt": "p", "completions": ["x", "y"], "ranks": [1, 0], "finished": [True, False]}
+    assert first(load_rankings, row) == row
+    renamed = {("done" if name == "finished" else name): value for name, value in row.items()}
+    assert first(load_rankings, renamed, columns={"finished": "done"}) == row
+    (tmp_path / "r.csv").write_text('prompt,completions,ranks,finished\np,"[""x"",""y""]","[1,0]","[true,false]"\n')
+    assert load_rankings(tmp_path / "r.csv").to_list() == [row]
+    for wrong, what in (([True], "has 1 entries for 2 completions"), ([1, 0], "is not a list of true/false")):
+        with pytest.raises(LabError, match=f"row 1, column 'finished': {what}"):
+            first(load_rankings, row | {"finished": wrong})
+
+
 def test_prompts_keep_their_other_columns():
     row = {"prompt": "2 + 2 =", "answer": 4, "tags": ["sum"]}
     assert first(load_prompts, row) == row

@@ -36,12 +36,12 @@ def save(tmp_path_factory, tokenizer):
     return save
 
 
-@pytest.fixture(scope="session", params=["llama", "gpt2", "gpt_neox", "qwen2", "gemma", "bloom"])
+@pytest.fixture(scope="session", params=["llama", "gpt2", "gpt_neox", "qwen2", "gemma", "gemma3", "bloom"])
 def policy_dir(request, save) -> Path:
     return save(build_config(request.param))
 
 
-@pytest.fixture(scope="session", params=["llama", "gpt2", "gpt_neox", "qwen2", "gemma"])
+@pytest.fixture(scope="session", params=["llama", "gpt2", "gpt_neox", "qwen2", "gemma", "gemma3"])
 def reward_dir(request, save) -> Path:
     config = build_config(request.param, num_labels=1)
     return save(config, transformers.AutoModelForSequenceClassification)

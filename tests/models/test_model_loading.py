@@ -126,11 +126,22 @@ def test_a_reward_model_is_no_policy(save, tied):
     _fails(load_policy, folder)
 
 
-def test_a_model_that_reads_both_ways_is_refused(save):
+def test_a_model_that_reads_both_ways_is_no_policy_and_no_critic(save):
     sizes = {"vocab_size": 40, "hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
     config = transformers.BertConfig(**sizes, intermediate_size=32, num_labels=1)
     _fails(load_policy, save(config, transformers.AutoModelForMaskedLM), "both directions")
-    _fails(load_scorer, save(config, AutoModelForSequenceClassification), "both directions")
+    _fails(load_policy, save(config, transformers.AutoModel), "both directions")
+    scorer = load_scorer(save(config, AutoModelForSequenceClassification))
+    with pytest.raises(LabError, match=r"^BertForSequenceClassification reads in both directions.*causal model$"):
+        scorer.token_scores(IDS, torch.ones_like(IDS, dtype=torch.bool))
+
+
+@pytest.mark.parametrize("load", [load_policy, load_scorer])
+def test_a_model_with_encoder_and_decoder_is_refused(save, load):
+    sizes = {"d_model": 16, "d_kv": 8, "d_ff": 16, "num_layers": 1, "num_heads": 2}
+    config = transformers.T5Config(vocab_size=40, num_labels=1, decoder_start_token_id=0, **sizes)
+    auto = AutoModelForSequenceClassification if load is load_scorer else transformers.AutoModelForSeq2SeqLM
+    _fails(load, save(config, auto))
 
 
 def test_a_tokenizer_of_ones_own_is_read_as_it_was_saved(policy_dir):

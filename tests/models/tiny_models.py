@@ -35,16 +35,39 @@ def build_config(architecture: str, **changes):
         return transformers.BloomConfig(
             **(options | {"hidden_dropout": 0.2, "attention_dropout": 0.2} | TOKENS | changes)
         )
+    if architecture in ENCODERS:
+        return build_encoder_config(architecture, **changes)
     dropout = {"attention_dropout": 0.2}
     if architecture == "gpt_neox":
         return transformers.GPTNeoXConfig(**(SIZES | WIDTHS | dropout | {"hidden_dropout": 0.2} | TOKENS | changes))
     kinds = {
         "llama": transformers.LlamaConfig,
         "qwen2": transformers.Qwen2Config,
+        "qwen3": transformers.Qwen3Config,
         "gemma": transformers.GemmaConfig,
+        "gemma2": transformers.Gemma2Config,
+        "gemma3": transformers.Gemma3TextConfig,
     }
-    heads = {"num_key_value_heads": 2} | ({"head_dim": 8} if architecture == "gemma" else {})
+    heads = {"num_key_value_heads": 2}
+    if architecture not in ("llama", "qwen2"):
+        heads["head_dim"] = 8
+    if architecture in ("gemma2", "gemma3"):  # every other layer sees the last six tokens only
+        heads |= {"sliding_window": 6, "layer_types": ["sliding_attention", "full_attention"]}
+        heads["query_pre_attn_scalar"] = 8
     return kinds[architecture](**(SIZES | WIDTHS | dropout | heads | TOKENS | changes))
+
+
+ENCODERS = ("bert", "roberta", "distilbert")
+
+
+def build_encoder_config(architecture: str, **changes):
+    """A tiny config of a model that reads in both directions."""
+    if architecture == "distilbert":
+        options = {"dim": 32, "hidden_dim": 48, "n_layers": 2, "n_heads": 4, "dropout": 0.2}
+        return transformers.DistilBertConfig(**(SIZES | options | TOKENS | changes))
+    kinds = {"bert": transformers.BertConfig, "roberta": transformers.RobertaConfig}
+    dropout = {"hidden_dropout_prob": 0.2, "attention_probs_dropout_prob": 0.2}
+    return kinds[architecture](**(SIZES | WIDTHS | dropout | TOKENS | changes))
 
 
 class Batch(NamedTuple):

@@ -82,6 +82,17 @@ def test_data_that_cannot_be_used(tmp_path, case):
 
 
 @pytest.mark.slow
+def test_a_prompt_that_is_learned_from_and_measured_on(tmp_path):
+    row = {"prompt": "note : the soup is hot . guest : how is the soup ? host :", "completion": " it is hot ."}
+    (tmp_path / "demos.jsonl").write_text(json.dumps(row) + "\n")
+    files = {"demonstrations": str(tmp_path / "demos.jsonl"), "prompts": str(tmp_path / "demos.jsonl")}
+    done = run(tmp_path, experiment(tmp_path, "01_sft", **files))
+    assert done.returncode == 2
+    assert_one_line(done, "01_sft.ipynb, cell", "1 of 1 held-out rows have a prompt of the training data", "on_bad")
+    assert only_status(tmp_path)["state"] == "failed"
+
+
+@pytest.mark.slow
 def test_a_path_that_is_no_model(tmp_path):
     done = run(tmp_path, experiment(tmp_path, "01_sft", model=str(tmp_path / "nothing")))
     assert done.returncode == 2
@@ -93,6 +104,7 @@ def test_a_path_that_is_no_model(tmp_path):
 def test_fewer_prompts_than_a_batch(tmp_path):
     (tmp_path / "prompts.jsonl").write_text(
         '{"prompt": "note : the soup is hot and cheap . guest : how is the soup ? host :"}\n'
+        '{"prompt": "note : the tea is hot and cheap . guest : how is the tea ? host :"}\n'  # one is held back
     )
     from rlhf_lab.sandbox.world import World
 

@@ -49,7 +49,7 @@ def gpt2(tmp_path) -> str:
 def test_the_chain_on_ones_own_model_and_files(tmp_path, gpt2):
     prompts = [f"{a}, so" for a in SENTENCES]
     demos = [{"prompt": p, "completion": f" {s}"} for p in prompts for s in SENTENCES]
-    pairs = [{"prompt": p, "chosen": f" {s}", "rejected": f" {s} and {s}"} for p in prompts for s in SENTENCES]
+    pairs = [{"question": p, "chosen": f" {s}", "rejected": f" {s} and {s}"} for p in prompts for s in SENTENCES]
     chat = [
         {
             "prompt": [{"role": "user", "content": p}],
@@ -60,8 +60,16 @@ def test_the_chain_on_ones_own_model_and_files(tmp_path, gpt2):
     ]
     files = {
         "demonstrations": write(tmp_path / "demos.jsonl", demos),
-        "preferences": write(tmp_path / "pairs.jsonl", [{**row, "question": row.pop("prompt")} for row in pairs]),
+        "preferences": write(tmp_path / "pairs.jsonl", pairs),
         "prompts": write(tmp_path / "prompts.jsonl", [{"prompt": p, "source": "mine"} for p in prompts]),
+        "heldout_prompts": write(tmp_path / "heldout.jsonl", [{"prompt": p.upper()} for p in prompts]),
+        "heldout_pairs": write(
+            tmp_path / "heldout-pairs.jsonl",
+            [
+                {"question": row["question"].upper(), "chosen": row["chosen"], "rejected": row["rejected"]}
+                for row in pairs
+            ],
+        ),
     }
     write(tmp_path / "chat.jsonl", chat)
     (tmp_path / "mine.py").write_text(
@@ -72,9 +80,11 @@ def test_the_chain_on_ones_own_model_and_files(tmp_path, gpt2):
     common = {"sandbox": "", "eval_prompts": 4, "max_new_tokens": 6, "threads": 1}
     ppo = {"policy": "{sft}", "prompts": files["prompts"], "updates": 1, "eval_every": 1, "batch_size": 4}
     stages = [
-        ("sft", "01_sft", {"model": gpt2, "demonstrations": files["demonstrations"], "prompts": files["prompts"]}),
+        ("sft", "01_sft", {
+            "model": gpt2, "demonstrations": files["demonstrations"], "prompts": files["heldout_prompts"],
+        }),
         ("reward_model", "02_reward_model", {
-            "policy": "{sft}", "preferences": files["preferences"], "heldout": files["preferences"],
+            "policy": "{sft}", "preferences": files["preferences"], "heldout": files["heldout_pairs"],
             "columns": {"prompt": "question"}, "demonstrations": files["demonstrations"],
         }),
         ("ppo", "03_ppo", {**ppo, "reward": "{reward_model}"}),
@@ -112,7 +122,8 @@ def test_judge_bias_reads_recorded_verdicts_of_real_judges(tmp_path, shared):
         "labels": {"1": "a", "2": "b"},
     }  # fmt: skip
     base = World.load().base_model
-    parameters = {"policy_a": base, "policy_b": base, "reward": "gold", "eval_prompts": 24, "recorded": recorded}
+    parameters = {"policy_a": base, "policy_b": base, "reward": "gold", "eval_prompts": 24}
+    parameters |= {"learned": None, "recorded": recorded}
     file = tmp_path / "experiments" / "04_judge_bias" / "llmbar.yaml"
     file.parent.mkdir(parents=True)
     (tmp_path / "notebooks").symlink_to(ROOT / "notebooks")

@@ -54,6 +54,8 @@ EXPECTED = {
     "clip_fraction": 2 / 3,
     "ratio": (1.5 + 0.5 + 1.1) / 3,
     "approx_kl": (math.log(1.5) ** 2 + math.log(0.5) ** 2 + math.log(1.1) ** 2) / 6,
+    "kl_loss": 0.0,
+    "ptx_loss": 0.0,
     "entropy": LOG3,
     # values .5, 1, .5 by the token before; squares .25, 1, 6.25. The second is held at .5 + .2: (2 - .7)^2 = 1.69 > 1
     "value_loss": (0.25 + 1.69 + 6.25) / 3 / 2,

@@ -136,6 +136,29 @@ def test_whole_rankings_are_the_mean_over_their_pairs(reverse):
     assert stats.accuracy == pytest.approx(sum(gap > 0 for gap in every) / 9)
 
 
+def test_a_reply_that_never_finished_gets_no_eos():
+    """As it was sampled: the score is read at its last word. Where nothing is said, replies have finished."""
+    scorer, tokenizer = make_scorer(), make_tokenizer()
+    ids = tokenizer.encode("w2 w3 w4")
+    with torch.no_grad():
+        unfinished = scorer.model(input_ids=torch.tensor([ids]), attention_mask=torch.ones(1, 3, dtype=torch.long))
+    expected = unfinished.logits[0, 0].item() - plain_score(scorer, "w2", "w5")
+    row = {"prompt": "w2", "completions": ["w3 w4", "w5"], "ranks": [0, 1]}
+    found = one_step(scorer, [row | {"finished": [False, True]}])
+    assert (found.gap, found.loss) == pytest.approx((expected, nats(expected)), rel=1e-4)
+    assert one_step(scorer, [row]).gap != pytest.approx(expected, rel=1e-3)
+    for said in ({}, {"finished": None}):  # a file in which only some rows say it
+        assert one_step(scorer, [row | said]).gap == one_step(scorer, [row | {"finished": [True, True]}]).gap
+    scores = score_replies(scorer, tokenizer, ["w2", "w2"], ["w3 w4", "w5"], finished=[False, True])
+    assert (scores[0] - scores[1]).item() == pytest.approx(expected, rel=1e-4)
+
+
+def test_a_reply_that_does_not_fit_is_named_with_its_row():
+    rows = [RAGGED[1], {"prompt": "w2", "completions": ["w3 w4 w5 w6", "w7"], "ranks": [0, 1]}]
+    with pytest.raises(LabError, match=r"^rankings, row 2: the prompt has 1 tokens and the reply 5"):
+        one_step(make_scorer(), rows, max_length=5)
+
+
 def test_evaluation_is_the_same_loss_over_any_batches():
     scorer = make_scorer()
     every = [row for row in gaps_by_hand(scorer) if row]

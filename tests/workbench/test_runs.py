@@ -21,9 +21,10 @@ import yaml
 from rlhf_lab.config import Config
 from rlhf_lab.errors import LabError
 from rlhf_lab.workbench import runs, session
-from rlhf_lab.workbench.records import mark_ended, mark_queued, one_line, write_json
+from rlhf_lab.workbench.records import mark_ended, mark_queued, one_line
 from rlhf_lab.workbench.run_directory import claim, git_state
 from rlhf_lab.workbench.runs import Run, Status, latest_run, read_metrics, read_samples, read_status
+from rlhf_lab.workbench.writing import write_json
 
 
 class Stage(Config):
@@ -335,6 +336,9 @@ def test_a_killed_process_reads_died():
 def test_another_process_of_the_same_number_reads_died():
     run = start()
     status = lines_of(run, "status.json")
+    write_json(run.path / "status.json", status | {"process_since_boot": status["process_since_boot"] - 60})
+    assert read_status(run.path).state == "died"
+    status.pop("process_since_boot")  # as written before there was this field
     write_json(run.path / "status.json", status | {"process_start": status["process_start"] - 60})
     assert read_status(run.path).state == "died"
 
