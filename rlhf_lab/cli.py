@@ -47,6 +47,7 @@ def _parser() -> argparse.ArgumentParser:
     run = commands.add_parser("run", help="run an experiment file", description=_run.__doc__)
     run.add_argument("--quiet", "-q", action="store_true", help="no progress lines")
     run.add_argument("--record", metavar="FILE", help="append the results of a finished run to this .jsonl file")
+    run.add_argument("--resume", action="store_true", help="go on with its newest run, which was stopped or killed")
     run.set_defaults(call=_run)
 
     check = commands.add_parser("validate", help="check an experiment file", description=_validate.__doc__)
@@ -79,7 +80,9 @@ def _run(options: argparse.Namespace) -> int:
 
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # a polite kill stops a run as Ctrl-C does
     command = shlex.join(["rlhf-lab", *sys.argv[1:]]) if sys.argv[1:] else ""
-    record = run_experiment(options.file, options.parameters, quiet=options.quiet, command=command)
+    record = run_experiment(
+        options.file, options.parameters, quiet=options.quiet, command=command, resume=options.resume
+    )
     if options.record:
         from rlhf_lab.workbench.reference import record_results
 

@@ -1,8 +1,8 @@
-"""Prompts, demonstrations, preferences and rankings: read, checked, tokenised and padded."""
+"""Prompts, demonstrations, preferences, rankings and ratings: read, checked, tokenised and padded."""
 
 from rlhf_lab.data.collation import Padded, left_pad, right_pad
 from rlhf_lab.data.formats import preferences_to_rankings, rankings_to_preferences
-from rlhf_lab.data.loading import load_demonstrations, load_preferences, load_prompts, load_rankings
+from rlhf_lab.data.loading import load_demonstrations, load_preferences, load_prompts, load_rankings, load_ratings
 from rlhf_lab.data.reading import column_names
 from rlhf_lab.data.splits import Split, hold_out, unseen
 from rlhf_lab.data.tokenising import (
@@ -31,6 +31,7 @@ __all__ = [
     "load_preferences",
     "load_prompts",
     "load_rankings",
+    "load_ratings",
     "preferences_to_rankings",
     "rankings_to_preferences",
     "render_chat",

@@ -1,10 +1,14 @@
-"""The four kinds of data set, and the way from TRL's formats to them and back.
+"""The five kinds of data set, and the way from TRL's formats to them and back.
 
     prompts          prompt, and whatever other columns the source has
     demonstrations   prompt, completion
     preferences      prompt, chosen, rejected
     rankings         prompt, completions (list), ranks (list of int: 0 is the best, equal ranks are a tie), and
                      perhaps finished (list of true/false: the completion ended by EOS; without it all did)
+    ratings          prompt, completion, rating (a number), and perhaps finished (true/false)
+
+Preferences and rankings may have a margin (a number: how clearly the better reply leads) and a source (text: where a
+row comes from).
 
 A prompt is a text or a list of {"role", "content"} messages; the replies of a row are of the same sort, and
 so are all rows of a data set. A text reply follows its prompt as it stands, with its leading space inside.
@@ -25,9 +29,14 @@ FORMATS: dict[str, list[tuple[str, ...]]] = {
     "demonstrations": [("prompt", "completion"), ("messages",)],
     "preferences": [("chosen", "rejected")],
     "rankings": [("prompt", "completions", "ranks")],
+    "ratings": [("prompt", "completion", "rating"), ("messages", "rating")],
 }
 
-OPTIONAL = {"rankings": ["finished"]}
+OPTIONAL = {
+    "preferences": ["margin", "source"],
+    "rankings": ["finished", "margin", "source"],
+    "ratings": ["finished"],
+}
 
 TURN = "\n\nAssistant:"  # opens the assistant's turn in dialogues kept as text, as in HH-RLHF
 
@@ -81,7 +90,15 @@ def preference_row(row: Row) -> Row:
     else:
         prompt, chosen, rejected = split_pair(chosen, rejected)
     _differ(chosen, rejected)
-    return {"prompt": prompt, "chosen": chosen, "rejected": rejected}
+    return {"prompt": prompt, "chosen": chosen, "rejected": rejected} | _about(row)
+
+
+def _about(row: Row) -> Row:
+    """What a comparison may say of itself: `margin` and `source`, each where it is there."""
+    about = {name: row[name] for name in ("margin", "source") if row.get(name) not in (None, "")}
+    if "margin" in about:
+        about["margin"] = check.number(about["margin"], "margin")
+    return {name: str(value) if name == "source" else value for name, value in about.items()}
 
 
 def _differ(chosen: Any, rejected: Any) -> None:
@@ -107,7 +124,21 @@ def ranking_row(row: Row) -> Row:
         "completions": completions,
         "ranks": check.ranks(check.cell(row, "ranks"), len(given)),
     }
+    ranked |= _about(row)
     return ranked if row.get("finished") is None else ranked | {"finished": check.flags(row["finished"], len(given))}
+
+
+def rating_row(row: Row) -> Row:
+    """`prompt`, `completion` and `rating`, perhaps `finished`; prompt and completion as in demonstrations."""
+    rated = {**demonstration_row(row), "rating": check.number(check.cell(row, "rating"), "rating")}
+    finished = row.get("finished")
+    if finished in (None, ""):
+        return rated
+    if isinstance(finished, str):  # a cell of CSV
+        finished = {"true": True, "false": False}.get(finished.lower(), finished)
+    if not isinstance(finished, bool):
+        raise RowProblem(f"is {check.kind(finished)} where true/false is expected", "finished")
+    return rated | {"finished": finished}
 
 
 CONVERT = {
@@ -115,6 +146,7 @@ CONVERT = {
     "demonstrations": demonstration_row,
     "preferences": preference_row,
     "rankings": ranking_row,
+    "ratings": rating_row,
 }
 
 
@@ -174,11 +206,13 @@ def preferences_to_rankings(dataset: Dataset) -> Dataset:
     """Preferences as rankings of two: the chosen reply has rank 0, the rejected rank 1."""
     _need(dataset, "preferences_to_rankings", "prompt", "chosen", "rejected")
     pairs = zip(dataset["chosen"], dataset["rejected"], strict=True)
+    about = {name: list(dataset[name]) for name in ("margin", "source") if name in dataset.column_names}
     return Dataset.from_dict(
         {
             "prompt": list(dataset["prompt"]),
             "completions": [list(pair) for pair in pairs],
             "ranks": [[0, 1]] * len(dataset),
+            **about,
         }
     )
 

@@ -1,4 +1,4 @@
-"""Data sets of the four kinds from files, directories and the hub, checked before anything is returned."""
+"""Data sets of the five kinds from files, directories and the hub, checked before anything is returned."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -77,6 +77,7 @@ def load_preferences(
 ) -> Dataset:
     """Preferences: columns `prompt`, `chosen`, `rejected`; or whole dialogues, which are split.
 
+    Columns `margin` (a number) and `source` (text) are kept where there are any.
     Arguments and errors as in `load_prompts`.
     """
     return _load("preferences", source, columns, split, limit, on_bad)
@@ -92,10 +93,27 @@ def load_rankings(
 ) -> Dataset:
     """Rankings: columns `prompt`, `completions` (list), `ranks` (list: 0 is the best, equal ranks are a tie).
 
-    A column `finished` (list of true/false: the completion ended by EOS) is kept where there is one.
+    Columns `finished` (list of true/false: the completion ended by EOS), `margin` (a number) and `source` (text) are
+    kept where there are any.
     In CSV the lists are written as JSON. Arguments and errors as in `load_prompts`.
     """
     return _load("rankings", source, columns, split, limit, on_bad)
+
+
+def load_ratings(
+    source: Given,
+    *,
+    columns: Mapping[str, str] | None = None,
+    split: str = "train",
+    limit: int | None = None,
+    on_bad: OnBad = "raise",
+) -> Dataset:
+    """Rated replies: columns `prompt`, `completion`, `rating` (a finite number); or `messages` and `rating`.
+
+    A column `finished` (true/false: the completion ended by EOS) is kept where there is one.
+    Arguments and errors as in `load_prompts`.
+    """
+    return _load("ratings", source, columns, split, limit, on_bad)
 
 
 def _load(

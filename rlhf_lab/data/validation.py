@@ -5,6 +5,7 @@ the problems in `Problems`, and turns them into one line.
 """
 
 import difflib
+import math
 from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
 
@@ -143,6 +144,17 @@ def flags(value: Any, count: int, column: str = "finished") -> list[bool]:
     if len(value) != count:
         raise RowProblem(f"has {len(value)} entries for {count} completions", column)
     return value
+
+
+def number(value: Any, column: str) -> float:
+    """A finite number; in CSV it is written as text."""
+    try:
+        found = math.nan if isinstance(value, bool) else float(value)
+    except (TypeError, ValueError, OverflowError):
+        found = math.nan
+    if not math.isfinite(found):
+        raise RowProblem(f"is {kind(value)} where a finite number is expected", column, detail=f", not {value!r:.40}")
+    return found
 
 
 class Problems:

@@ -14,6 +14,7 @@ from rlhf_lab.maths.losses import (
     PolicyLoss,
     PreferenceLoss,
     ValueLoss,
+    best_of_k_loss,
     plackett_luce_loss,
     policy_loss,
     preference_loss,
@@ -22,6 +23,13 @@ from rlhf_lab.maths.losses import (
     value_loss,
 )
 from rlhf_lab.maths.masking import masked_mean, masked_var, masked_whiten
+from rlhf_lab.maths.value_distribution import (
+    distribution_loss,
+    expected_value,
+    hl_gauss_loss,
+    hl_gauss_targets,
+    two_hot_targets,
+)
 
 __all__ = [
     "BestOfN",
@@ -29,11 +37,16 @@ __all__ = [
     "PreferenceLoss",
     "ValueLoss",
     "adaptive_kl",
+    "best_of_k_loss",
     "best_of_n_curve",
     "best_of_n_kl",
     "discounted_returns",
+    "distribution_loss",
+    "expected_value",
     "gae",
     "grpo_advantages",
+    "hl_gauss_loss",
+    "hl_gauss_targets",
     "kl_estimate",
     "masked_mean",
     "masked_var",
@@ -48,6 +61,7 @@ __all__ = [
     "shaped_rewards",
     "token_entropy",
     "token_logprobs",
+    "two_hot_targets",
     "value_loss",
     "ziegler_paper_kl",
 ]

@@ -38,15 +38,18 @@ class ValueLoss(NamedTuple):
     explained_variance: Tensor  # 1 - MSE(values, returns) / variance of returns; 1 is perfect, 0 a constant
 
 
-def preference_loss(chosen: Tensor, rejected: Tensor, *, margin: float | Tensor = 0.0) -> PreferenceLoss:
+def preference_loss(
+    chosen: Tensor, rejected: Tensor, *, margin: float | Tensor = 0.0, label_smoothing: float = 0.0
+) -> PreferenceLoss:
     """Pairwise reward-model loss, mean of -log sigmoid(chosen - rejected - margin).
 
     Descending it raises the score of the chosen reply over that of the rejected one. Only differences matter.
+    label_smoothing: the share of labels held to be flipped; the loss is its mean over such flips.
 
     Shapes: chosen, rejected (B,) with B >= 1; margin a number or (B,). Units: nats; gap in reward units.
-    Errors: ValueError when the shapes do not fit or there is no pair.
+    Errors: ValueError when the shapes do not fit, there is no pair, or label_smoothing is not in [0, 1/2).
     Source: Bradley and Terry 1952; InstructGPT (2203.02155) eq. 1 at K = 2; the margin of Llama 2
-    (2307.09288).
+    (2307.09288); the smoothing of cDPO (Mitchell 2023), eq. 3.
 
     >>> preference_loss(torch.tensor([1.0]), torch.tensor([0.0])).loss  # log(1 + e^-1)
     tensor(0.3133)
@@ -57,22 +60,35 @@ def preference_loss(chosen: Tensor, rejected: Tensor, *, margin: float | Tensor 
         raise ValueError("preference_loss: wants at least one pair, got none")
     gap = chosen - rejected
     accuracy = (gap.detach().sign() + 1) / 2
-    return PreferenceLoss(-logsigmoid(gap - margin).mean(), accuracy.mean(), gap.detach().mean())
+    per_pair = _pair_loss("preference_loss", gap, margin, label_smoothing)
+    return PreferenceLoss(per_pair.mean(), accuracy.mean(), gap.detach().mean())
 
 
-def ranking_loss(scores: Tensor, *, mask: Tensor | None = None, ranks: Tensor | None = None) -> Tensor:
+def ranking_loss(
+    scores: Tensor,
+    *,
+    mask: Tensor | None = None,
+    ranks: Tensor | None = None,
+    margin: float | Tensor = 0.0,
+    label_smoothing: float = 0.0,
+) -> Tensor:
     """Pairwise loss over whole rankings: mean over the pairs of a prompt, then over the prompts with one.
 
     Shapes: scores (B, K), columns best to worst; mask (B, K) bool, False where a prompt has no such reply
     (None: all there); ranks (B, K) integer, 0 = best. With ranks, they and not the columns say who is better,
-    and pairs of equal rank are dropped. The result is a scalar, 0 when no prompt has a pair.
-    Units: nats per pair. Errors: ValueError when the shapes differ or the mask is not bool.
-    Source: InstructGPT (2203.02155) eq. 1.
+    and pairs of equal rank are dropped. margin a number or (B,), the same for all pairs of a prompt.
+    The result is a scalar, 0 when no prompt has a pair.
+    Units: nats per pair. Errors: ValueError when the shapes differ, the mask is not bool, or label_smoothing is not
+    in [0, 1/2).
+    Source: InstructGPT (2203.02155) eq. 1; margin and label_smoothing as in `preference_loss`.
 
     >>> ranking_loss(torch.tensor([[1.0, 0.0]]))  # one pair: log(1 + e^-1)
     tensor(0.3133)
     """
     check_shapes("ranking_loss", "BK", scores=scores, mask=mask, ranks=ranks)
+    if isinstance(margin, Tensor):
+        check_shapes("ranking_loss", "B", scores=scores[:, 0], margin=margin)
+        margin = margin[:, None, None]
     if mask is None:
         mask = torch.ones_like(scores, dtype=torch.bool)
     if ranks is None:
@@ -80,8 +96,45 @@ def ranking_loss(scores: Tensor, *, mask: Tensor | None = None, ranks: Tensor | 
     scores = torch.where(mask, scores, 0)
     # (B, K, K): row beats column
     pairs = (ranks[:, :, None] < ranks[:, None, :]) & mask[:, :, None] & mask[:, None, :]
-    per_pair = -logsigmoid(scores[:, :, None] - scores[:, None, :])
+    per_pair = _pair_loss("ranking_loss", scores[:, :, None] - scores[:, None, :], margin, label_smoothing)
     return masked_mean(masked_mean(per_pair, pairs, dim=(1, 2)), pairs.any(dim=(1, 2)))
+
+
+def _pair_loss(caller: str, gap: Tensor, margin: float | Tensor, label_smoothing: float) -> Tensor:
+    """-log sigmoid(gap - margin), or its mean over flips of the label with that probability."""
+    if not 0 <= label_smoothing < 0.5:
+        raise ValueError(f"{caller}: label_smoothing must be in [0, 1/2), got {label_smoothing}")
+    loss = -logsigmoid(gap - margin)
+    if not label_smoothing:
+        return loss
+    return (1 - label_smoothing) * loss - label_smoothing * logsigmoid(-gap - margin)
+
+
+def best_of_k_loss(scores: Tensor, best: Tensor, *, mask: Tensor | None = None) -> Tensor:
+    """Softmax cross-entropy on the reply that was picked as the best of K, mean over the prompts with two or more.
+
+    Shapes: scores (B, K); best (B,) integer, the column of the best; mask (B, K) bool, False where a prompt has no
+    such reply (None: all there). The result is a scalar, 0 when no prompt has two replies.
+    Units: nats per pick. Errors: ValueError when the shapes differ, the mask is not bool, or a best reply is not there.
+    Source: Ziegler et al. 2019 (1909.08593), eq. 1. Equals `preference_loss` at K = 2, and the first factor of
+    `plackett_luce_loss`.
+
+    >>> best_of_k_loss(torch.zeros(1, 4), torch.tensor([2]))  # log 4: no reply stands out
+    tensor(1.3863)
+    """
+    check_shapes("best_of_k_loss", "BK", scores=scores, mask=mask)
+    check_shapes("best_of_k_loss", "B", scores=scores[:, 0], best=best)
+    if mask is None:
+        mask = torch.ones_like(scores, dtype=torch.bool)
+    counted = mask.sum(-1) > 1
+    inside = (best >= 0) & (best < scores.shape[1])
+    picked = best.clamp(0, scores.shape[1] - 1)[:, None]
+    if not bool((inside & mask.gather(1, picked)[:, 0])[counted].all()):
+        raise ValueError("best_of_k_loss: best must name a column that the mask counts")
+    scores = torch.where(mask, scores, 0)
+    # where nothing is left, logsumexp has no gradient: such rows keep all their zeros
+    others = torch.where(mask | ~counted[:, None], scores, -torch.inf)
+    return masked_mean(others.logsumexp(-1) - scores.gather(1, picked)[:, 0], counted)
 
 
 def plackett_luce_loss(scores: Tensor, *, mask: Tensor | None = None) -> Tensor:

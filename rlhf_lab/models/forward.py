@@ -80,6 +80,19 @@ def response_values(
     return values[:, -steps:].masked_fill(~response_mask, 0.0)
 
 
+def response_value_outputs(
+    scorer, prompt_ids: Tensor, prompt_mask: Tensor, response_ids: Tensor, response_mask: Tensor
+) -> Tensor:
+    """What the critic's head says of every state of `response_values`: -> (B, T, n), at masked positions anything.
+
+    Shapes and errors as in `response_logprobs`. Of a head of bins these are logits; `scorer.scores` makes them values.
+    Source: as `response_values`.
+    """
+    steps = response_ids.shape[1]
+    outputs = scorer.token_outputs(*_states(prompt_ids, prompt_mask, response_ids, response_mask))
+    return outputs[:, outputs.shape[1] - steps :]
+
+
 def _states(prompt_ids, prompt_mask, response_ids, response_mask) -> tuple[Tensor, Tensor]:
     """Ids and mask (B, P + T - 1): their last T positions are the states s_1..s_T. The last token is none."""
     if not bool(prompt_mask[:, -1].all()):

@@ -16,6 +16,7 @@ import torch
 from torch import nn
 
 from rlhf_lab.errors import LabError
+from rlhf_lab.models.adapter_files import adapter_base, holds_head, merge_into
 
 _WHAT_TO_GIVE = "give a directory with config.json and model.safetensors, or a hub id"
 _PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
@@ -56,14 +57,23 @@ def _tokenizer_class(source: str):
     return PreTrainedTokenizerFast if named in ("TokenizersBackend", "PreTrainedTokenizerFast") else AutoTokenizer
 
 
-def load_policy(path, *, trainable: bool = True):
+def load_policy(path, *, trainable: bool = True, lora=None):
     """A causal language model, float32, without dropout, in training mode or, `trainable=False`, frozen.
 
     Its generation defaults (top_k and the like) are dropped, so that they cannot leak into sampling.
+    A directory with an adapter comes merged with its base. lora: a `LoraConfig` trains a new adapter on it instead.
     Errors: `LabError` if the path holds no causal language model, or not all of its weights.
     """
     from transformers import AutoModelForCausalLM, GenerationConfig
 
+    if lora is not None:
+        from rlhf_lab.models.adapters import SharedBase  # which is built on this module
+
+        return SharedBase(path).policy(lora)
+    if (base := adapter_base(path)) is not None:
+        if holds_head(path):
+            raise LabError(f"{path}: holds a reward model's adapter, not a policy; give a causal language model")
+        return merge_into(load_policy(base), path).requires_grad_(trainable).train(trainable)
     model, info = read_pretrained(AutoModelForCausalLM, path, "a causal language model")
     architecture = (model.config.architectures or ["?"])[0]
     if architecture.endswith("ForSequenceClassification"):

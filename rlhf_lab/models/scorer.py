@@ -1,14 +1,18 @@
-"""A scalar head on a language model: the reward model scores replies, the critic states.
+"""A head on a language model that gives one score: the reward model scores replies, the critic states.
 
-A causal model can be either. An encoder (BERT and its kin) sees the whole text at once, so it can only score replies.
+The head has one output, or one for each of several bins, whose mean is the score. A causal model can be either. An
+encoder (BERT and its kin) sees the whole text at once, so it can only score replies.
 """
 
 import math
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
 
 from rlhf_lab.errors import LabError
+from rlhf_lab.maths.value_distribution import expected_value
+from rlhf_lab.models.adapter_files import adapter_base, holds_head, merge_into
 from rlhf_lab.models.forward import context_length, model_inputs
 from rlhf_lab.models.loading import (
     is_causal,
@@ -23,7 +27,7 @@ from rlhf_lab.models.saving import whole_directory
 
 
 class Scorer(nn.Module):
-    """A Hugging Face sequence classifier with one label, read at every position or at the last real one.
+    """A Hugging Face sequence classifier with one label or bins, read at every position or at the last real one.
 
     The classifier's own forward finds "the last token" by looking for the padding id, and so skips the EOS
     wherever EOS pads. Here the backbone and the head are run apart, and positions come from masks alone.
@@ -47,16 +51,41 @@ class Scorer(nn.Module):
 
     @property
     def head(self) -> nn.Linear:
-        return self.model.get_submodule(_head_name(self.model))
+        return self.model.get_submodule(self.head_name)
+
+    @property
+    def head_name(self) -> str:
+        return _head_name(self.model)
 
     @property
     def shift(self) -> float:
-        """What is subtracted from the head's output; kept in the config as `reward_shift`."""
+        """What is subtracted from the head's output or the mean of its bins; kept in the config as `reward_shift`."""
         return float(getattr(self.config, "reward_shift", 0.0))
 
     @shift.setter
     def shift(self, value: float) -> None:
         self.config.reward_shift = float(value)
+
+    @property
+    def gain(self) -> float:
+        """What is multiplied with after the shift: score = gain (output - shift); in the config as `reward_gain`."""
+        return float(getattr(self.config, "reward_gain", 1.0))
+
+    @gain.setter
+    def gain(self, value: float) -> None:
+        self.config.reward_gain = float(value)
+
+    @property
+    def bins(self) -> list[float] | None:
+        """The centres of the head's bins, before shift and gain; in the config as `reward_bins`. None: one output."""
+        return getattr(self.config, "reward_bins", None)
+
+    @property
+    def centres(self) -> Tensor:
+        """(n,) the centres of the bins in units of reward. Errors: `LabError` for a head of one output."""
+        if self.bins is None:
+            raise LabError("this head has one output and no bins; load the model with head='zero' and bins")
+        return self.gain * (torch.tensor(self.bins, device=self.device) - self.shift)
 
     def limit(self, max_length: int | None = None) -> int | None:
         """How many tokens of prompt and reply it reads: `max_length`, or as many as in its training; None = any number.
@@ -72,7 +101,14 @@ class Scorer(nn.Module):
 
     def forward(self, input_ids: Tensor, mask: Tensor) -> Tensor:
         """The same as `token_scores`, for wrappers that go through forward."""
-        return self._score(self._hidden(input_ids, mask)).masked_fill(~mask, 0.0)
+        return self.scores(self._head(self._hidden(input_ids, mask))).masked_fill(~mask, 0.0)
+
+    def scores(self, outputs: Tensor) -> Tensor:
+        """The head's outputs (..., n) as scores (...): of bins the mean, then shift and gain. Deterministic."""
+        value = outputs.squeeze(-1)
+        if self.bins is not None:
+            value = expected_value(outputs, torch.tensor(self.bins, device=outputs.device))
+        return self.gain * (value - self.shift)
 
     def token_scores(self, input_ids: Tensor, mask: Tensor) -> Tensor:
         """The score at every position: (B, L) ids, (B, L) bool mask -> (B, L), 0 where masked.
@@ -80,26 +116,34 @@ class Scorer(nn.Module):
         Padded on either side. In units of reward, float32 under any autocast, differentiable.
         Errors: `LabError` if a row is longer than the model's context, or the model is an encoder.
         """
-        if not self.causal:
-            name = type(self.model).__name__
-            raise LabError(
-                f"{name} reads in both directions, so it scores whole texts only; start the critic from a causal model"
-            )
+        self._needs_causal()
         return self(input_ids, mask)
+
+    def token_outputs(self, input_ids: Tensor, mask: Tensor) -> Tensor:
+        """The head's outputs at every position: (B, L), (B, L) -> (B, L, n), the logits of the bins where it has such.
+
+        float32 under any autocast, differentiable; at masked positions anything. Errors as in `token_scores`.
+        """
+        self._needs_causal()
+        return self._head(self._hidden(input_ids, mask))
 
     def sequence_scores(self, input_ids: Tensor, mask: Tensor) -> Tensor:
         """The score at each row's last real token: (B, L), (B, L) -> (B,). ValueError if there is none.
 
         An encoder's score is that of the whole row. In units of reward, float32 under any autocast.
         """
+        return self.scores(self.sequence_outputs(input_ids, mask))
+
+    def sequence_outputs(self, input_ids: Tensor, mask: Tensor) -> Tensor:
+        """The head's outputs at each row's last real token: (B, L), (B, L) -> (B, n). Otherwise `sequence_scores`."""
         if not bool(mask.any(dim=1).all()):
             raise ValueError("a row has no real token: there is nothing to score")
         if not self.causal:
-            return self._whole_scores(input_ids, mask)
+            return self._whole_outputs(input_ids, mask)
         width = mask.shape[1]
         last = (torch.arange(width, device=mask.device) * mask).amax(dim=1)
         hidden = self._hidden(input_ids, mask)
-        return self._score(hidden[torch.arange(len(hidden), device=mask.device), last])
+        return self._head(hidden[torch.arange(len(hidden), device=mask.device), last])
 
     def reply_scores(self, prompt_ids: Tensor, prompt_mask: Tensor, reply_ids: Tensor, reply_mask: Tensor) -> Tensor:
         """The score of each reply, read at its last real token, which is its EOS when it has one: -> (B,).
@@ -113,72 +157,141 @@ class Scorer(nn.Module):
     def save(self, directory, tokenizer) -> None:
         """Save head, backbone and tokenizer as a directory that `load_scorer` and plain transformers read.
 
-        Plain transformers knows nothing of `reward_shift`. It looks for the padding id to find the last
-        token, so the id is written only where it is not EOS: without one, it scores single rows rightly and
-        refuses batches.
+        Plain transformers knows nothing of `reward_shift`, `reward_gain` and `reward_bins`. It looks for the padding
+        id to find the last token, so the id is written only where it is not EOS: without one, it scores single rows
+        rightly and refuses batches.
         """
         pad, eos = tokenizer.pad_token_id, tokenizer.eos_token_id
         self.config.pad_token_id = None if pad == eos else pad
         with whole_directory(directory) as folder, quiet():
-            self.model.save_pretrained(folder)
+            self._write(folder)
             tokenizer.save_pretrained(folder)
 
-    def _whole_scores(self, ids: Tensor, mask: Tensor) -> Tensor:
+    def _write(self, folder) -> None:
+        self.model.save_pretrained(folder)
+
+    def _whole_outputs(self, ids: Tensor, mask: Tensor) -> Tensor:
         order = (~mask).long().argsort(dim=1, stable=True)  # encoders count positions from the left: pad on the right
         order = order[:, : int(mask.sum(dim=1).max())]
         inputs = model_inputs(self.model, ids.gather(1, order), mask.gather(1, order))
         inputs.pop("position_ids", None)  # an encoder's own count starts where its embeddings do
         with torch.autocast(ids.device.type, enabled=False):  # the head is inside, and scores are float32
-            return self.model(**inputs).logits.squeeze(-1) - self.shift
+            return self.model(**inputs).logits
 
     def _hidden(self, ids: Tensor, mask: Tensor) -> Tensor:
         backbone = self.model.base_model
         return backbone(**model_inputs(backbone, ids, mask), use_cache=False).last_hidden_state
 
-    def _score(self, hidden: Tensor) -> Tensor:
+    def _head(self, hidden: Tensor) -> Tensor:
         with torch.autocast(hidden.device.type, enabled=False):
-            return self.head(hidden.float()).squeeze(-1) - self.shift
+            return self.head(hidden.float())
+
+    def _needs_causal(self) -> None:
+        if not self.causal:
+            name = type(self.model).__name__
+            raise LabError(
+                f"{name} reads in both directions, so it scores whole texts only; start the critic from a causal model"
+            )
 
 
-def load_scorer(path, *, head: str = "keep", trainable: bool = True) -> Scorer:
+def load_scorer(
+    path, *, head: str = "keep", bins: Sequence[float] | None = None, trainable: bool = True, lora=None
+) -> Scorer:
     """A reward model or critic from a language model or a sequence classifier, by hub id or directory.
 
     head: "keep" keeps the head that the files hold, else makes a new one; "new" draws it from N(0, 1/(d+1)),
     d the hidden size (torch's global generator); "zero" starts from 0, as a critic made from a policy should.
+    bins: centres, ascending, for a new head that predicts a distribution over them; a kept head keeps its own.
     An encoder becomes a reward model only: its pooler counts as part of the head where the files hold none.
-    Errors: `LabError` if the path holds no such model, or a classifier of several labels.
+    A directory with an adapter comes merged with its base. lora: a `LoraConfig` trains a new adapter on it instead.
+    Errors: `LabError` if the path holds no such model, a classifier of several labels without bins, or other bins.
     Source: Huang et al. 2024 (arXiv:2403.17031), detail 11: standard deviation 1/sqrt(d+1), no bias.
     """
-    from transformers import AutoModelForSequenceClassification
-
     if head not in ("keep", "new", "zero"):
         raise LabError(f"head is {head!r}; choose 'keep', 'new' or 'zero'")
-    _refuse_several_labels(path)
-    model, info = read_pretrained(AutoModelForSequenceClassification, path, "a reward model", num_labels=1)
-    prepare(model, path, trainable, encoder=True)
-    missing, backbone = info["missing_keys"], f"{model.base_model_prefix}."
-    new_head = f"{_head_name(model)}.weight" in missing
-    if new_head:
-        missing = [key for key in missing if key.startswith(backbone) and ".pooler." not in key]
-    refuse_missing(path, missing)
-    scorer = Scorer(model, new_head=new_head, causal=is_causal(model))
+    if lora is not None:
+        from rlhf_lab.models.adapters import SharedBase  # which is built on this module
+
+        return SharedBase(path).scorer(lora, name="reward", head="new" if head == "keep" else head, bins=bins)
+    bins = [float(centre) for centre in bins] if bins is not None else None
+    labels, stored = stored_head(path)
+    if head == "keep" and labels is not None:
+        if bins not in (None, stored):
+            raise LabError(f"{path}: its head has bins {stored}, not {bins}; make a new one with head='new'")
+        bins = stored
+    if adapter_base(path):
+        scorer = _merged(path, head, bins, trainable)
+    else:
+        scorer = _with_head(path, len(bins) if bins else 1, labels, trainable)
     if head != "keep" or scorer.new_head:
-        width = scorer.head.in_features
-        nn.init.normal_(scorer.head.weight, std=0.0 if head == "zero" else 1 / math.sqrt(width + 1))
-        if scorer.head.bias is not None:
-            nn.init.zeros_(scorer.head.bias)
-        scorer.shift, scorer.new_head = 0.0, True
-        scorer.trained_with(None)
+        set_head(scorer, "new" if head == "keep" else head, bins=bins)
     return scorer.train(trainable)
 
 
-def shared_scorer(path, policy) -> Scorer:
+def set_head(scorer: Scorer, head: str, *, bins: Sequence[float] | None = None) -> None:
+    """Make the head anew, "new" or "zero" as in `load_scorer`, and forget what the old one's scores were scaled by."""
+    if (len(bins) if bins else 1) != scorer.head.out_features:
+        raise LabError(
+            f"an adapter's head has {scorer.head.out_features} output and takes no other bins; merge it first"
+        )
+    width = scorer.head.in_features
+    nn.init.normal_(scorer.head.weight, std=0.0 if head == "zero" else 1 / math.sqrt(width + 1))
+    if scorer.head.bias is not None:
+        nn.init.zeros_(scorer.head.bias)
+    scorer.shift, scorer.gain, scorer.new_head = 0.0, 1.0, True
+    scorer.trained_with(None)
+    scorer.config.reward_bins = list(bins) if bins else None
+
+
+def _merged(path, head: str, bins: list[float] | None, trainable: bool) -> Scorer:
+    """An adapter directory merged with its base: with the adapter's own head where it brings one."""
+    own = holds_head(path)
+    scorer = load_scorer(adapter_base(path), head="zero" if own else head, bins=stored_head(path)[1] if own else bins)
+    scorer.model = merge_into(scorer.model, path)
+    if own:
+        learned_head(scorer, path)
+    return scorer.requires_grad_(trainable)
+
+
+def learned_head(scorer: Scorer, path) -> None:
+    """Note that the head came from `path`, and take what is stored beside it there."""
+    from transformers import AutoConfig
+
+    saved = AutoConfig.from_pretrained(path)
+    for name in ("reward_shift", "reward_gain", "reward_bins", "reward_max_length"):
+        if hasattr(saved, name):
+            setattr(scorer.config, name, getattr(saved, name))
+    scorer.new_head = False
+
+
+def _with_head(path, outputs: int, stored: int | None, trainable: bool) -> Scorer:
+    """The model with a head of that many outputs; the files' own where they hold one of this size."""
+    from transformers import AutoModelForSequenceClassification
+
+    other_size = stored not in (None, outputs)
+    options = {"num_labels": outputs} | ({"ignore_mismatched_sizes": True} if other_size else {})
+    model, info = read_pretrained(AutoModelForSequenceClassification, path, "a reward model", **options)
+    prepare(model, path, trainable, encoder=True)
+    missing, backbone = list(info["missing_keys"]), f"{model.base_model_prefix}."
+    if other_size:  # a trunk of another size is no trunk
+        missing += [key for key, *_ in info["mismatched_keys"]]
+    head = f"{_head_name(model)}."
+    new_head = f"{head}weight" in missing
+    if other_size:
+        missing = [key for key in missing if not key.startswith(head)]
+    if new_head:
+        missing = [key for key in missing if key.startswith(backbone) and ".pooler." not in key]
+    refuse_missing(path, missing)
+    return Scorer(model, new_head=new_head, causal=is_causal(model))
+
+
+def shared_scorer(path, policy, *, bins: Sequence[float] | None = None) -> Scorer:
     """A critic on the policy's own trunk: a head of zeros beside the language-model head, saved as a whole scorer.
 
-    path: where the policy was loaded from. What trains the critic then trains the trunk too.
+    path: where the policy was loaded from. What trains the critic then trains the trunk too. bins: as in `load_scorer`.
     Errors: `LabError` if the policy's architecture has no sequence classifier on the same trunk.
     """
-    scorer = load_scorer(path, head="zero")
+    scorer = load_scorer(path, head="zero", bins=bins)
     trunk = policy.base_model_prefix
     if trunk != scorer.model.base_model_prefix or type(getattr(policy, trunk)) is not type(scorer.model.base_model):
         raise LabError(
@@ -189,27 +302,38 @@ def shared_scorer(path, policy) -> Scorer:
 
 
 def _head_name(model) -> str:
-    """The name of the linear layer from hidden state to score: architectures differ in it."""
+    """The name of the linear layer from hidden state to score or bins: architectures differ in it."""
     backbone = f"{model.base_model_prefix}."
     names = [
         name
         for name, child in model.named_modules()
-        if not name.startswith(backbone) and isinstance(child, nn.Linear) and child.out_features == 1
+        if not name.startswith(backbone)
+        and isinstance(child, nn.Linear)
+        and child.out_features == model.config.num_labels
     ]
     if len(names) != 1:
         raise LabError(f"{type(model).__name__} has no single linear head to read scores from; give another model")
     return names[0]
 
 
-def _refuse_several_labels(path) -> None:
+def stored_head(path) -> tuple[int | None, list[float] | None]:
+    """How many outputs the head in the files has, and its bins; (None, None) where they hold a language model.
+
+    Errors: `LabError` for a classifier of several labels without bins.
+    """
     from transformers import AutoConfig
 
+    if (base := adapter_base(path)) is not None and not holds_head(path):
+        return stored_head(base)
     source = local_or_hub(path, needs="config.json")
     try:
         with quiet():
             config = AutoConfig.from_pretrained(source, trust_remote_code=trusts_remote_code())
     except Exception:
-        return  # loading the model will say what is wrong
-    classifier = any(name.endswith("ForSequenceClassification") for name in config.architectures or [])
-    if classifier and config.num_labels != 1:
+        return None, None  # loading the model will say what is wrong
+    if not any(name.endswith("ForSequenceClassification") for name in config.architectures or []):
+        return None, None
+    bins = getattr(config, "reward_bins", None)
+    if config.num_labels != (len(bins) if bins else 1):
         raise LabError(f"{path}: a classifier of {config.num_labels} labels; a reward model has one score")
+    return config.num_labels, bins

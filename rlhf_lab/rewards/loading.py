@@ -9,21 +9,38 @@ from types import ModuleType
 from rlhf_lab.errors import LabError
 from rlhf_lab.models import load_scorer, load_tokenizer
 from rlhf_lab.models.loading import first_line
+from rlhf_lab.rewards.ensemble import EnsembleReward, Mode, member_folders
 from rlhf_lab.rewards.model_reward import ModelReward
 from rlhf_lab.rewards.protocol import Reward
 
 
-def load_reward(source, *, policy_tokenizer=None, batch_size: int = 64) -> Reward:
+def load_reward(
+    source, *, policy_tokenizer=None, batch_size: int = 64, mode: Mode = "mean", coef: float = 0.5
+) -> Reward:
     """The reward that `source` names: "path/to/file.py:function", or a reward model's directory or hub id.
 
+    A directory with an ensemble (`save_ensemble`) becomes one reward by `mode` and `coef`, as in `EnsembleReward`.
+
     A path is relative to the working directory. The file is run as Python code: name only files you trust.
-    Errors: `LabError` if there is no such file or function, the file fails, or the model has no trained head.
+    Errors: `LabError` if there is no such file or function, the file fails, a model has no trained head, or `mode` asks
+    for several members where there is one.
     """
     file, colon, name = str(source).rpartition(":")
     if colon and file.endswith(".py"):
         return _function(Path(file).expanduser(), name)
     if str(source).endswith(".py"):
         raise LabError(f"reward {source}: which function? Write it as {source}:name")
+    members = [_model(folder, policy_tokenizer, batch_size) for folder in member_folders(source)]
+    if len(members) > 1:
+        return EnsembleReward(members, mode, coef)
+    if mode != "mean":
+        raise LabError(
+            f"reward_mode is '{mode}' but {source} is one reward model; train several ('members'), or 'mean'"
+        )
+    return members[0]
+
+
+def _model(source, policy_tokenizer, batch_size: int) -> ModelReward:
     scorer = load_scorer(source, trainable=False)
     if scorer.new_head:
         raise LabError(f"reward {source}: has no score head, so it is no reward model; train one from it first")

@@ -75,6 +75,26 @@ class Labeler:
             ranks[index] = place
         return ranks
 
+    def rate(self, prompts: list[str], completions: list[str]) -> list[int]:
+        """A rating from 1 to 5 for each reply, graded on a curve: 3 is the mean of these replies.
+
+        One more for each standard deviation of the reference policy's gold, with the noise and the length bias of
+        `rank`; with probability `flip` the scale is held the wrong way round. Nothing is shown first.
+        """
+        temperature = self.config.temperature
+        liked = [
+            self.score(prompt, text) + temperature * self.config.length_bias * len(text.split())
+            for prompt, text in zip(prompts, completions, strict=True)
+        ]
+        middle = math.fsum(liked) / max(len(liked), 1)
+        ratings = []
+        for prompt, text, value in zip(prompts, completions, liked, strict=True):
+            rng = self._stream("rate", prompt, text)
+            noise = -math.log(-math.log(1 - rng.random())) - 0.5772156649015329  # Gumbel's, less its mean
+            rating = min(5, max(1, round(3 + value - middle + temperature * noise)))
+            ratings.append(6 - rating if rng.random() < self.config.flip else rating)
+        return ratings
+
     def _stream(self, *texts: str) -> random.Random:
         digest = hashlib.sha256("\0".join([str(self.config.seed), *texts]).encode()).digest()
         return random.Random(digest)

@@ -1,8 +1,11 @@
 """The figures of an update, under the names that people's dashboards already use."""
 
+import math
+
 import torch
 
 from rlhf_lab.maths import kl_estimate
+from rlhf_lab.rewards import WeightedReward
 from rlhf_lab.training.ppo import PPOConfig, PPOUpdate, final_scores
 from rlhf_lab.training.reward_model import RewardModelStats
 
@@ -52,6 +55,12 @@ def ppo_metrics(update: PPOUpdate, config: PPOConfig) -> dict[str, float]:
         "time/train": update.seconds["train"],
         "lr": update.lr,
     }
+
+
+def reward_parts(reward) -> dict[str, float]:
+    """The mean of each part of a weighted reward over the replies it scored last; none of any other reward."""
+    parts = reward.last if isinstance(reward, WeightedReward) else {}
+    return {f"rewards/{name}": math.fsum(values) / len(values) for name, values in parts.items()}
 
 
 def _share(flags: torch.Tensor) -> float:

@@ -6,12 +6,10 @@ command line and a script of one's own all run the same one and look at each upd
 
 import copy
 import math
-import signal
-import threading
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 
@@ -21,6 +19,7 @@ from rlhf_lab.maths import adaptive_kl, kl_estimate, ppo_paper_kl, ziegler_paper
 from rlhf_lab.models.loading import disable_dropout
 from rlhf_lab.rewards import Reward
 from rlhf_lab.training.credit import RunningMoments, estimate_advantages, final_scores
+from rlhf_lab.training.interrupts import interrupts_held
 from rlhf_lab.training.ppo_config import PPOConfig
 from rlhf_lab.training.ppo_step import PPOStats, ppo_step
 from rlhf_lab.training.rollouts import Rollout, rollout
@@ -68,6 +67,7 @@ class PPOState:
         self.scores = RunningMoments()
         self.average = [p.detach().clone() for p in policy.parameters()] if config.ema else []
         self.unseen: PPOUpdate | None = None  # done, but an interrupt came before it could be yielded
+        self.before: dict[str, Any] | None = None  # the streams before an update that is being sampled
         self.order: list[int] = []  # prompts still to come in this pass over the data
         self.generator = torch.Generator(device=policy.device).manual_seed(config.seed)
         self.shuffler = torch.Generator().manual_seed(config.seed)
@@ -77,6 +77,56 @@ class PPOState:
         rows = torch.randint(len(self.texts), (self.config.ptx_batch_size,)).tolist()
         ids, mask = right_pad([self.texts[i] for i in rows], self.tokenizer.pad_token_id)
         return ids.to(self.policy.device), mask.to(self.policy.device)
+
+    def streams(self) -> dict[str, Any]:
+        """The order of the prompts still to come, and the random streams that sampling uses."""
+        return {
+            "order": list(self.order),
+            "shuffler": self.shuffler.get_state(),
+            "generator": self.generator.get_state(),
+            "torch": torch.get_rng_state(),
+        }
+
+    def rewind(self, streams: dict[str, Any]) -> None:
+        """Go back to what `streams` gave."""
+        self.order = list(streams["order"])
+        self.shuffler.set_state(streams["shuffler"])
+        self.generator.set_state(streams["generator"])
+        torch.set_rng_state(streams["torch"])
+
+    @property
+    def step(self) -> int:
+        """Replies sampled in the updates that have been yielded."""
+        seen = self.number - (self.unseen is not None)
+        return seen * self.config.batch_size * self.config.samples_per_prompt
+
+    def material(self) -> list[Any]:
+        """What it learns from."""
+        return [self.prompts, self.columns, self.texts]
+
+    def progress(self) -> dict[str, Any]:
+        """Where it stands: at the last whole update, also while the next one is being sampled."""
+        pending = self.unseen
+        return {
+            "number": self.number,
+            "kl_coef": self.kl_coef,
+            "scores": [self.scores.count, self.scores.mean, self.scores.squares],
+            "average": [p.clone() for p in self.average],
+            "streams": self.before or self.streams(),
+            "unseen": pending
+            and pending._asdict() | {"rollout": pending.rollout._asdict(), "stats": pending.stats._asdict()},
+        }
+
+    def restore(self, progress: dict[str, Any]) -> None:
+        """Take up what `progress` gave."""
+        self.number, self.kl_coef = progress["number"], progress["kl_coef"]
+        self.scores = RunningMoments(*progress["scores"])
+        self.average = progress["average"]
+        self.rewind(progress["streams"])
+        pending = progress["unseen"]
+        self.unseen = pending and PPOUpdate(
+            **pending | {"rollout": Rollout(**pending["rollout"]), "stats": PPOStats(**pending["stats"])}
+        )
 
     @contextmanager
     def averaged_weights(self):
@@ -176,12 +226,7 @@ def _update(state: PPOState) -> None:
     """Take one update and put it into `state.unseen`. What ends the sampling leaves no trace."""
     config, number = state.config.model_copy(update={"kl_coef": state.kl_coef}), state.number
     lr = _set_learning_rates(state)
-    before = (
-        list(state.order),
-        state.shuffler.get_state(),
-        state.generator.get_state(),
-        torch.get_rng_state(),
-    )
+    state.before = before = state.streams()
     seconds: dict[str, float] = {}
     try:
         prompts, columns = state.next_prompts()
@@ -198,7 +243,7 @@ def _update(state: PPOState) -> None:
             seconds,
         )
         scored = time.perf_counter()
-        with _interrupts_held():
+        with interrupts_held():
             scale = _score_scale(state, batch)
             advantages, returns = estimate_advantages(batch, config, scale=scale)
             stats = ppo_step(
@@ -217,14 +262,13 @@ def _update(state: PPOState) -> None:
             state.unseen = PPOUpdate(batch, stats, number + 1, episode, lr, config.kl_coef, scale, seconds)
             _move_kl_coef(state, batch)
             _move_average(state)
-            state.number = number + 1
+            state.number, state.before = number + 1, None
     except BaseException:
         if state.number == number:
-            state.order = before[0]
-            state.shuffler.set_state(before[1])
-            state.generator.set_state(before[2])
-            torch.set_rng_state(before[3])
+            state.rewind(before)
         raise
+    finally:
+        state.before = None
 
 
 def _set_learning_rates(state: PPOState) -> float:
@@ -276,19 +320,3 @@ def _move_average(state: PPOState) -> None:
 def _assign(model, weights: Sequence[torch.Tensor]) -> None:
     for parameter, weight in zip(model.parameters(), weights, strict=True):
         parameter.copy_(weight)
-
-
-@contextmanager
-def _interrupts_held():
-    """Hold back Ctrl-C until the block ends, so that weights are never left in the middle of an update."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    held: list[tuple] = []
-    previous = signal.signal(signal.SIGINT, lambda *received: held.append(received))
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGINT, previous or signal.SIG_DFL)
-    if held:
-        previous(*held[0]) if callable(previous) else signal.raise_signal(signal.SIGINT)

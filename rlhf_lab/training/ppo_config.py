@@ -66,6 +66,9 @@ class PolicyLossConfig(Config):
 class CriticConfig(Config):
     """The critic's loss."""
 
+    value_loss: Literal["mse", "hl_gauss"] = "mse"  # hl_gauss: cross-entropy over bins; value_clip is for mse alone
+    value_bins: int = Field(51, ge=2)  # bins of hl_gauss, from -value_range to value_range
+    value_range: float = Field(10.0, gt=0)  # reward; returns beyond it count as it
     value_clip: float | None = Field(0.2, gt=0)
     value_coef: float = Field(0.1, ge=0)
     critic_lr: float = Field(5e-4, ge=0)
@@ -103,6 +106,14 @@ class PPOConfig(OptimizerConfig, CriticConfig, PolicyLossConfig, AdvantageConfig
         if self.advantage == "gae" and self.critic_warmup >= self.updates:
             raise ValueError(f"critic_warmup {self.critic_warmup} leaves none of {self.updates} updates to the policy")
         return self
+
+    @property
+    def critic_bins(self) -> list[float] | None:
+        """The bins that the critic's head must have, for `load_scorer`; None for a head of one output."""
+        if self.value_loss == "mse" or not self.needs_critic:
+            return None
+        step = 2 * self.value_range / (self.value_bins - 1)
+        return [-self.value_range + number * step for number in range(self.value_bins)]
 
     @property
     def needs_critic(self) -> bool:

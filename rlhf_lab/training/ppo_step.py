@@ -8,6 +8,7 @@ import torch
 
 from rlhf_lab.errors import LabError, RunFailed
 from rlhf_lab.maths import (
+    hl_gauss_loss,
     kl_estimate,
     masked_mean,
     masked_whiten,
@@ -16,7 +17,7 @@ from rlhf_lab.maths import (
     token_logprobs,
     value_loss,
 )
-from rlhf_lab.models import autocast, resolve_precision, response_logprobs, response_values
+from rlhf_lab.models import autocast, resolve_precision, response_logprobs, response_value_outputs, response_values
 from rlhf_lab.models.forward import model_inputs
 from rlhf_lab.training.ppo_config import PPOConfig
 from rlhf_lab.training.rollouts import Rollout
@@ -135,7 +136,8 @@ class _Step(NamedTuple):
         read = (batch.prompt_ids, batch.prompt_mask, batch.response_ids, mask)
         with autocast(resolve_precision(config.precision, self.policy), self.policy):
             logp, entropy = response_logprobs(self.policy, *read, temperature=config.temperature, with_entropy=True)
-            values = response_values(self.critic, *read) if self.critic is not None else None
+            read_critic = response_value_outputs if config.value_loss == "hl_gauss" else response_values
+            values = read_critic(self.critic, *read) if self.critic is not None else None
         reduction = float(config.max_new_tokens) if config.reduction == "max_tokens" else config.reduction
         result = policy_loss(
             logp,
@@ -165,7 +167,14 @@ class _Step(NamedTuple):
         if values is None:
             nothing = torch.zeros(())
             return parts | {"value_loss": nothing, "value_clip_fraction": nothing}, torch.zeros_like(returns)
-        value = value_loss(values, batch.values, returns, mask, clip=config.value_clip)
+        if config.value_loss == "hl_gauss":  # then the head's outputs were read
+            outputs, centres = values, self.critic.centres
+            width = (centres[1] - centres[0]).item()
+            values = self.critic.scores(outputs).masked_fill(~mask, 0.0)
+            # 0.75 bin widths: Farebrother et al. 2024 (2403.03950), section 3.1
+            value = hl_gauss_loss(outputs, returns, mask, centres=centres, sigma=0.75 * width)
+        else:
+            value = value_loss(values, batch.values, returns, mask, clip=config.value_clip)
         return parts | {"value_loss": value.loss, "value_clip_fraction": value.clip_fraction}, values.detach()
 
     def _pretraining(self) -> float:

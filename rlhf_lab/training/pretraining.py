@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Iterator, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from pydantic import Field
@@ -10,6 +10,7 @@ from pydantic import Field
 from rlhf_lab.config import Config
 from rlhf_lab.data import right_pad
 from rlhf_lab.errors import LabError, RunFailed
+from rlhf_lab.training.interrupts import interrupts_held
 
 
 class PretrainConfig(Config):
@@ -43,6 +44,19 @@ class PretrainState:
         self.documents, self.config, self.step = documents, config, 0
         self.generator = torch.Generator().manual_seed(config.seed)
         self.batches: list[list[int]] = []
+
+    def material(self) -> list[list[int]]:
+        """What it learns from."""
+        return self.documents
+
+    def progress(self) -> dict[str, Any]:
+        """Where it stands."""
+        return {"step": self.step, "batches": self.batches, "generator": self.generator.get_state()}
+
+    def restore(self, progress: dict[str, Any]) -> None:
+        """Take up what `progress` gave."""
+        self.step, self.batches = progress["step"], progress["batches"]
+        self.generator.set_state(progress["generator"])
 
 
 def pretrain_start(config: PretrainConfig, tokenizer, texts: Sequence[str]) -> PretrainState:
@@ -94,7 +108,7 @@ def pretrain_steps(state: PretrainState) -> Iterator[PretrainStats]:
     while state.step < config.steps:
         if not state.batches:
             state.batches = _batches(state.documents, config.batch_tokens, state.generator)
-        rows = [state.documents[i] for i in state.batches.pop()]
+        rows = [state.documents[i] for i in state.batches[-1]]
         ids, mask = right_pad(rows, state.tokenizer.pad_token_id)
         lr = config.lr * min((state.step + 1) / config.warmup_steps, 1 - state.step / config.steps)
         for group in state.optimizer.param_groups:
@@ -106,9 +120,11 @@ def pretrain_steps(state: PretrainState) -> Iterator[PretrainStats]:
             raise RunFailed(f"pretraining step {state.step}: the loss is {loss.item()}; lower 'lr'")
         state.optimizer.zero_grad()
         loss.backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        state.optimizer.step()
-        state.step += 1
+        with interrupts_held():
+            torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+            state.optimizer.step()
+            state.step += 1
+            state.batches.pop()
         yield PretrainStats(loss.item(), lr, int(mask.sum()))
     model.eval()
 

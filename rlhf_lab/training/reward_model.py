@@ -1,37 +1,39 @@
-"""The reward model: a scalar head that learns from ranked replies, after InstructGPT.
+"""The reward model: a head that learns from ranked or rated replies, after InstructGPT.
 
 All C(K,2) pairs of a prompt stand in one batch element: K forward passes serve all pairs, and no reply is seen in
 several updates of an epoch (Ouyang et al. 2022, 3.5). K = 2 is the pairwise loss of Bradley-Terry.
 """
 
 import math
-from collections.abc import Iterator, Sequence
-from typing import Literal, NamedTuple
+from collections.abc import Iterator
+from typing import Any, NamedTuple
 
 import torch
-from pydantic import Field
 
-from rlhf_lab.config import Config
-from rlhf_lab.data import encode_pair, left_pad, right_pad
 from rlhf_lab.errors import LabError, RunFailed
 from rlhf_lab.maths import ranking_loss
 from rlhf_lab.models import Scorer, autocast, resolve_precision
+from rlhf_lab.training.interrupts import interrupts_held
+from rlhf_lab.training.reward_config import RewardModelConfig
+from rlhf_lab.training.reward_data import Ranked, Rated, encode_rankings, encode_ratings, head_outputs, ranked_scores
+from rlhf_lab.training.reward_loss import accuracy, gaps, gaps_of_rated, ranked_loss, rated_loss
+from rlhf_lab.training.reward_scale import normalise_to_reference, score_replies, shift_to_demonstrations
 
-
-class RewardModelConfig(Config):
-    """The settings of reward-model training. The loss is in nats per comparison."""
-
-    epochs: int = Field(1, ge=1)
-    batch_size: int = Field(16, ge=1)  # prompts in an optimizer step, each with all its ranked replies
-    lr: float = Field(1e-3, ge=0)  # AdamW peak, decayed by a cosine to a tenth
-    warmup_ratio: float = Field(0.05, ge=0, le=1)
-    weight_decay: float = Field(0.0, ge=0)
-    adam_eps: float = Field(1e-5, gt=0)
-    max_grad_norm: float = Field(1.0, gt=0)
-    max_length: int = Field(256, ge=2)  # tokens of prompt and reply; the prompt is cut from the left
-    reverse: bool = False  # train on reversed rankings: the sign error that one source's text describes
-    precision: Literal["auto", "fp32", "bf16"] = "auto"
-    seed: int = 0
+__all__ = [
+    "RatingEval",
+    "RewardModelConfig",
+    "RewardModelEval",
+    "RewardModelState",
+    "RewardModelStats",
+    "encode_rankings",
+    "evaluate_ratings",
+    "evaluate_reward_model",
+    "normalise_to_reference",
+    "reward_model_start",
+    "reward_model_steps",
+    "score_replies",
+    "shift_to_demonstrations",
+]
 
 
 class RewardModelStats(NamedTuple):
@@ -44,18 +46,10 @@ class RewardModelStats(NamedTuple):
     lr: float
 
 
-class Ranked(NamedTuple):
-    """Tokenised rankings: for each prompt its ids, its replies' ids, and their ranks (0 = best, equal = tie)."""
-
-    prompts: list[list[list[int]]]  # per prompt and reply: a long reply may cut its prompt
-    replies: list[list[list[int]]]
-    ranks: list[list[int]]
-
-
 class RewardModelState:
     """A reward model in training."""
 
-    def __init__(self, config: RewardModelConfig, scorer: Scorer, pad_id: int, data: Ranked, optimizer, order):
+    def __init__(self, config: RewardModelConfig, scorer: Scorer, pad_id: int, data: Ranked | Rated, optimizer, order):
         self.config, self.scorer, self.pad_id, self.data = config, scorer, pad_id, data
         self.optimizer, self.order, self.step = optimizer, order, 0
 
@@ -64,50 +58,73 @@ class RewardModelState:
         """Optimizer steps in the whole training."""
         return len(self.order)
 
+    def material(self) -> list[Any]:
+        """What it learns from."""
+        return list(self.data)
 
-def encode_rankings(rankings, tokenizer, max_length: int | None) -> Ranked:
-    """Tokenise columns prompt, completions and ranks. A prompt whose replies all tie says nothing and is left out.
+    def progress(self) -> dict[str, Any]:
+        """Where it stands. The order of the rows follows from seed and data."""
+        return {"step": self.step}
 
-    A column `finished` (one true/false per reply) tells which replies ended by EOS; without it all did.
-    Errors: `LabError` if nothing is left, or naming the row with a reply that does not fit.
+    def restore(self, progress: dict[str, Any]) -> None:
+        """Take up what `progress` gave."""
+        self.step = progress["step"]
+
+
+def reward_model_start(config: RewardModelConfig, scorer: Scorer, tokenizer, rows) -> RewardModelState:
+    """Get ready to train `scorer` on rankings (prompt, completions, ranks, perhaps finished and margin).
+
+    Losses `regression` and `bins` take ratings (prompt, completion, rating, perhaps finished) instead.
+
+    Errors: `LabError` if there is nothing to learn from, a reply does not fit, ranks tie where the loss allows none,
+    ratings lie outside the bins, or the scorer has another head than the loss needs.
     """
-    data = Ranked([], [], [])
-    for number, row in enumerate(rankings, 1):
-        if len(set(row["ranks"])) < 2:
-            continue
-        ended = row.get("finished") or [True] * len(row["completions"])
-        try:
-            pairs = [
-                encode_pair(tokenizer, row["prompt"], text, finished=end, max_length=max_length)
-                for text, end in zip(row["completions"], ended, strict=True)
-            ]
-        except LabError as error:
-            raise LabError(f"rankings, row {number}: {error}") from None
-        data.prompts.append([pair.prompt_ids for pair in pairs])
-        data.replies.append([pair.reply_ids for pair in pairs])
-        data.ranks.append(list(row["ranks"]))
-    if not data.ranks:
-        raise LabError("reward model: no comparisons; give at least one prompt with two replies of unequal rank")
-    return data
-
-
-def reward_model_start(config: RewardModelConfig, scorer: Scorer, tokenizer, rankings) -> RewardModelState:
-    """Get ready to train `scorer` on columns prompt, completions and ranks, and `finished` if there is one.
-
-    Errors: `LabError` if there is no ranking to learn from, or a reply does not fit.
-    """
-    data = encode_rankings(rankings, tokenizer, scorer.limit(config.max_length))
+    encode = _encode_ratings if config.rated else _encode_rankings
+    data = encode(config, scorer, tokenizer, rows)
     scorer.trained_with(config.max_length)
     generator = torch.Generator().manual_seed(config.seed)
     order = [
         rows
         for _ in range(config.epochs)
-        for rows in torch.randperm(len(data.ranks), generator=generator).split(config.batch_size)
+        for rows in torch.randperm(len(data.prompts), generator=generator).split(config.batch_size)
     ]
     optimizer = torch.optim.AdamW(
         scorer.parameters(), lr=config.lr, eps=config.adam_eps, weight_decay=config.weight_decay
     )
     return RewardModelState(config, scorer, tokenizer.pad_token_id, data, optimizer, order)
+
+
+def _encode_rankings(config: RewardModelConfig, scorer: Scorer, tokenizer, rows) -> Ranked:
+    if config.loss != "pairwise":
+        for number, row in enumerate(rows, 1):
+            _refuse_ties(config, row["ranks"], number)
+    data = encode_rankings(rows, tokenizer, scorer.limit(config.max_length))
+    if config.margin == "column" and not any("margin" in row for row in rows):
+        raise LabError("reward model: margin is 'column' but the data have no column 'margin'; give one, or a number")
+    return data
+
+
+def _refuse_ties(config: RewardModelConfig, ranks: list[int], number: int) -> None:
+    first = max(ranks) if config.reverse else min(ranks)
+    if config.loss == "plackett_luce" and len(set(ranks)) < len(ranks):
+        raise LabError(f"rankings, row {number}: ranks tie, which loss 'plackett_luce' cannot read; choose 'pairwise'")
+    if config.loss == "best_of_k" and ranks.count(first) > 1:
+        raise LabError(f"rankings, row {number}: no single best, which loss 'best_of_k' needs; choose 'pairwise'")
+
+
+def _encode_ratings(config: RewardModelConfig, scorer: Scorer, tokenizer, rows) -> Rated:
+    data = encode_ratings(rows, tokenizer, scorer.limit(config.max_length))
+    low, high = min(data.ratings), max(data.ratings)
+    if config.loss == "bins":
+        if scorer.bins != config.bins:
+            raise LabError(f"reward model: loss 'bins' needs a head of bins {config.bins}, this one has {scorer.bins}")
+        for number, rating in enumerate(data.ratings, 1):
+            if not config.bins[0] <= rating <= config.bins[-1]:
+                raise LabError(f"ratings, row {number}: rating {rating:g} lies outside 'bins' {config.bins}")
+        low, high = config.bins[0], config.bins[-1]
+    elif scorer.new_head and not scorer.shift:
+        scorer.shift = -sum(data.ratings) / len(data.ratings)  # a head without bias would be long in finding it
+    return data._replace(ratings=[low + high - rating for rating in data.ratings]) if config.reverse else data
 
 
 def reward_model_steps(state: RewardModelState) -> Iterator[RewardModelStats]:
@@ -122,10 +139,7 @@ def reward_model_steps(state: RewardModelState) -> Iterator[RewardModelStats]:
         for group in state.optimizer.param_groups:
             group["lr"] = lr
         rows = state.order[state.step].tolist()
-        with autocast(precision, scorer):
-            scores, mask, ranks = _ranked_scores(scorer, state.pad_id, state.data, rows)
-        ranks = -ranks if config.reverse else ranks
-        loss = ranking_loss(scores, mask=mask, ranks=ranks)
+        loss, gap = _loss_and_gaps(state, rows, precision)
         if not math.isfinite(loss.item()):
             raise RunFailed(f"reward model step {state.step + 1}: the loss is {loss.item()}; lower 'lr'")
         state.optimizer.zero_grad(set_to_none=True)
@@ -133,10 +147,30 @@ def reward_model_steps(state: RewardModelState) -> Iterator[RewardModelStats]:
         norm = float(torch.nn.utils.clip_grad_norm_(scorer.parameters(), config.max_grad_norm))
         if not math.isfinite(norm):  # one such step would leave no weight a number
             raise RunFailed(f"reward model step {state.step + 1}: the gradient's norm is {norm}; lower 'lr'")
-        state.optimizer.step()
-        state.step += 1
-        gaps = _gaps(scores.detach(), mask, ranks)
-        yield RewardModelStats(loss.item(), _accuracy(gaps), gaps.mean().item(), norm, lr)
+        with interrupts_held():
+            state.optimizer.step()
+            state.step += 1
+        yield RewardModelStats(loss.item(), accuracy(gap), gap.mean().item() if len(gap) else 0.0, norm, lr)
+
+
+def _loss_and_gaps(state: RewardModelState, rows: list[int], precision: str) -> tuple[torch.Tensor, torch.Tensor]:
+    """The loss of a batch, and the gaps of its comparisons without gradient."""
+    config, scorer, data = state.config, state.scorer, state.data
+    if isinstance(data, Rated):
+        with autocast(precision, scorer):
+            prompts, replies = [data.prompts[i] for i in rows], [data.replies[i] for i in rows]
+            outputs = head_outputs(scorer, state.pad_id, prompts, replies)
+        ratings = torch.tensor([data.ratings[i] for i in rows], device=outputs.device)
+        gap = gaps_of_rated(scorer.scores(outputs).detach(), ratings)
+        return rated_loss(config.loss, scorer, outputs, ratings), gap
+    with autocast(precision, scorer):
+        scores, mask, ranks = ranked_scores(scorer, state.pad_id, data, rows)
+    ranks = -ranks if config.reverse else ranks
+    margin = config.margin
+    if margin == "column":
+        margin = torch.tensor([data.margins[i] for i in rows], device=scores.device)
+    loss = ranked_loss(config.loss, scores, mask, ranks, margin=margin, label_smoothing=config.label_smoothing)
+    return loss, gaps(scores.detach(), mask, ranks)
 
 
 class RewardModelEval(NamedTuple):
@@ -157,92 +191,39 @@ def evaluate_reward_model(
     Prompts are cut to `max_length`, or as in the model's training. Errors: `LabError` on an empty set.
     """
     data = encode_rankings(rankings, tokenizer, scorer.limit(max_length))
-    gaps, loss = [], 0.0
+    found, loss = [], 0.0
     for start in range(0, len(data.ranks), batch_size):
         rows = list(range(start, min(start + batch_size, len(data.ranks))))
-        scores, mask, ranks = _ranked_scores(scorer, tokenizer.pad_token_id, data, rows)
-        gaps.append(_gaps(scores, mask, ranks))
+        scores, mask, ranks = ranked_scores(scorer, tokenizer.pad_token_id, data, rows)
+        found.append(gaps(scores, mask, ranks))
         loss += ranking_loss(scores, mask=mask, ranks=ranks).item() * len(rows)
-    gap = torch.cat(gaps)
-    return RewardModelEval(loss / len(data.ranks), _accuracy(gap), gap.mean().item(), len(gap))
+    gap = torch.cat(found)
+    return RewardModelEval(loss / len(data.ranks), accuracy(gap), gap.mean().item(), len(gap))
 
 
-@torch.no_grad()
-def score_replies(
-    scorer: Scorer,
-    tokenizer,
-    prompts: Sequence[str],
-    completions: Sequence[str],
-    *,
-    finished: Sequence[bool] | None = None,
-    max_length: int | None = None,
-) -> torch.Tensor:
-    """(N,) scores of replies, each read at its last token: its EOS, unless `finished` says it has none.
+class RatingEval(NamedTuple):
+    """A reward model on rated replies: mean squared error, share of the ratings' variance explained, replies."""
 
-    Prompts are cut to `max_length`, or as in the model's training. Without gradients.
+    squared_error: float
+    explained_variance: float  # 1 is perfect, 0 a constant; 0 where the ratings do not vary
+    replies: int
+
+
+def evaluate_ratings(scorer: Scorer, tokenizer, rows, *, max_length: int | None = None) -> RatingEval:
+    """How near the scores come to columns prompt, completion and rating, and `finished` if there is one.
+
+    Meant before `shift_to_demonstrations` and its kin, which move the scores away from the ratings' scale.
+    Prompts are cut to `max_length`, or as in the model's training. Errors: `LabError` on an empty set.
     """
-    scores, limit = [], scorer.limit(max_length)
-    finished = finished if finished is not None else [True] * len(prompts)
-    for start in range(0, len(prompts), 64):
-        rows = slice(start, start + 64)
-        pairs = [
-            encode_pair(tokenizer, prompt, text, finished=end, max_length=limit)
-            for prompt, text, end in zip(prompts[rows], completions[rows], finished[rows], strict=True)
-        ]
-        scores.append(_scores(scorer, tokenizer.pad_token_id, [p for p, _ in pairs], [r for _, r in pairs]))
-    return torch.cat(scores)
-
-
-def shift_to_demonstrations(scorer: Scorer, tokenizer, demonstrations, *, max_length: int | None = None) -> float:
-    """Shift the scores so that the demonstrations' mean is 0, and return the mean they had.
-
-    The loss does not see a shift, so it is free to choose. Source: Ouyang et al. 2022, 3.5.
-    Errors: `LabError` if there are none.
-    """
-    if len(demonstrations) == 0:
-        raise LabError("reward model: no demonstrations to shift the scores by; give at least one")
-    mean = score_replies(
-        scorer, tokenizer, demonstrations["prompt"], demonstrations["completion"], max_length=max_length
-    ).mean()
-    scorer.shift += mean.item()
-    return mean.item()
-
-
-def _scores(scorer: Scorer, pad_id: int, prompts: list[list[int]], replies: list[list[int]]) -> torch.Tensor:
-    prompt_ids, prompt_mask = left_pad(prompts, pad_id)
-    reply_ids, reply_mask = right_pad(replies, pad_id)
-    device = scorer.device
-    return scorer.reply_scores(
-        prompt_ids.to(device), prompt_mask.to(device), reply_ids.to(device), reply_mask.to(device)
-    )
-
-
-def _ranked_scores(scorer: Scorer, pad_id: int, data: Ranked, rows: list[int]):
-    """(B, K) scores, mask and ranks of those prompts; K is the largest number of replies among them."""
-    sizes = [len(data.ranks[i]) for i in rows]
-    flat = _scores(
-        scorer, pad_id, [p for i in rows for p in data.prompts[i]], [r for i in rows for r in data.replies[i]]
-    )
-    mask = torch.arange(max(sizes)).expand(len(rows), -1) < torch.tensor(sizes)[:, None]
-    mask = mask.to(flat.device)
-    scores = flat.new_zeros(mask.shape).masked_scatter(mask, flat)
-    ranks = torch.zeros(mask.shape, dtype=torch.long, device=flat.device)
-    ranks[mask] = torch.tensor([rank for i in rows for rank in data.ranks[i]], device=flat.device)
-    return scores, mask, ranks
-
-
-def _pairs(mask: torch.Tensor, ranks: torch.Tensor) -> torch.Tensor:
-    """(B, K, K) True where column i is ranked above column j and both are real. The columns are in any order."""
-    return (ranks[:, :, None] < ranks[:, None, :]) & mask[:, :, None] & mask[:, None, :]
-
-
-def _gaps(scores: torch.Tensor, mask: torch.Tensor, ranks: torch.Tensor) -> torch.Tensor:
-    """(comparisons,) winner's score less loser's."""
-    return (scores[:, :, None] - scores[:, None, :])[_pairs(mask, ranks)]
-
-
-def _accuracy(gaps: torch.Tensor) -> float:
-    return ((gaps > 0).float() + 0.5 * (gaps == 0).float()).mean().item()
+    rows = list(rows)
+    if not rows:
+        raise LabError("reward model: no rated replies; give at least one")
+    ended = [row.get("finished") is not False for row in rows]
+    texts = [row["prompt"] for row in rows], [row["completion"] for row in rows]
+    scores = score_replies(scorer, tokenizer, *texts, finished=ended, max_length=max_length).double().cpu()
+    ratings = torch.tensor([float(row["rating"]) for row in rows], dtype=torch.double)
+    error, variance = (scores - ratings).square().mean().item(), ratings.var(correction=0).item()
+    return RatingEval(error, 1 - error / variance if variance else 0.0, len(rows))
 
 
 def _schedule(step: int, steps: int, warmup_ratio: float) -> float:

@@ -2,10 +2,12 @@
 
 import contextlib
 import io
+import json
 import math
 import tempfile
 import warnings
 from collections.abc import Callable
+from pathlib import Path
 from typing import Literal
 
 from pydantic import Field
@@ -13,6 +15,9 @@ from pydantic import Field
 from rlhf_lab.config import Config
 from rlhf_lab.data import encode_pair
 from rlhf_lab.errors import LabError, RunFailed
+from rlhf_lab.training.interrupts import interrupts_noted
+
+NAMES = {"loss": "train/loss", "learning_rate": "lr", "eval_loss": "eval/loss", "grad_norm": "policy/grad_norm"}
 
 
 class SFTConfig(Config):
@@ -53,8 +58,12 @@ def sft_trainer(
     *,
     heldout=None,
     on_log: Callable[[dict], None] | None = None,
+    folder: Path | None = None,
+    save_every: int = 0,
 ):
-    """A TRL `SFTTrainer` for columns prompt and completion; call its `train()`, once.
+    """A TRL `SFTTrainer` for columns prompt and completion; give it to `train`, once.
+
+    folder: where it keeps checkpoints to resume from, the last two, every `save_every` steps; 0 = only when stopped.
 
     `on_log` gets TRL's figures every few steps under the lab's names: `train/loss`, `lr`, `policy/grad_norm`,
     `global_step`, `max_steps`, and `eval/loss` when `heldout` is given. Errors: `LabError` if there is nothing to
@@ -66,16 +75,21 @@ def sft_trainer(
 
     from rlhf_lab.models.forward import context_length
 
+    if hasattr(model, "get_base_model"):  # an adapter on a shared base: trainers want a model of transformers
+        model = model.get_base_model()
     if len(demonstrations) == 0:
         raise LabError("SFT: no demonstrations; give at least one")
     longest = min(config.max_length, context_length(model) or config.max_length)
     rows = completion_only_rows(demonstrations, tokenizer, longest)
     held = completion_only_rows(heldout, tokenizer, longest) if heldout is not None else None
-    callbacks = [_report(on_log), _restore_forward(model)]
-    with tempfile.TemporaryDirectory() as folder:  # the trainer wants one; nothing is written into it
+    callbacks = [report(on_log, "SFT", NAMES), restore_forward(model)]
+    saving = {"save_strategy": "no"}
+    if folder is not None:
+        saving = {"save_strategy": "steps", "save_steps": save_every or 10**9, "save_total_limit": 2}
+    with tempfile.TemporaryDirectory() as nowhere:  # the trainer wants a folder, also to write nothing into it
         trainer = SFTTrainer(
             model=model,
-            args=_arguments(config, model, len(rows), folder, evaluate=bool(held)),
+            args=_arguments(config, model, len(rows), str(folder or nowhere), saving, evaluate=bool(held)),
             train_dataset=Dataset.from_list(rows),
             eval_dataset=Dataset.from_list(held) if held else None,
             processing_class=tokenizer,
@@ -85,7 +99,41 @@ def sft_trainer(
     return trainer
 
 
-def _arguments(config: SFTConfig, model, rows: int, folder: str, *, evaluate: bool):
+def train(trainer, checkpoint: Path | None = None) -> None:
+    """Train to the end, from a checkpoint where one is given.
+
+    Ctrl-C and SIGTERM wait for the end of a step; a trainer that keeps checkpoints then saves one before it stops.
+    Errors: `RunFailed` on a loss that is not finite; `LabError` if the checkpoint cannot be read.
+    """
+    if checkpoint is not None and not (checkpoint / "model.safetensors").is_file():
+        raise LabError(f"checkpoint {checkpoint}: has no model.safetensors; delete it to go on from an older one")
+    held: list[tuple] = []
+    trainer.add_callback(_stop_when(held))
+    with interrupts_noted(held):
+        quiet(trainer.train, resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+
+
+def last_checkpoint(folder: Path) -> Path | None:
+    """The newest whole checkpoint that a trainer kept in `folder`: the state is what it writes last."""
+    found = []
+    for path in folder.glob("checkpoint-*"):
+        with contextlib.suppress(OSError, ValueError):
+            found.append((json.loads((path / "trainer_state.json").read_text())["global_step"], path))
+    return max(found)[1] if found else None
+
+
+def _stop_when(held: list):
+    from transformers import TrainerCallback
+
+    class Stop(TrainerCallback):
+        def on_step_end(self, args, state, control, **kwargs):
+            if held:
+                control.should_training_stop, control.should_save = True, args.save_strategy != "no"
+
+    return Stop()
+
+
+def _arguments(config: SFTConfig, model, rows: int, folder: str, saving: dict, *, evaluate: bool):
     from trl import SFTConfig as TRLConfig
 
     from rlhf_lab.models import resolve_precision
@@ -106,7 +154,7 @@ def _arguments(config: SFTConfig, model, rows: int, folder: str, *, evaluate: bo
             logging_steps=max(1, int(steps // 40)),
             logging_nan_inf_filter=False,  # the filter replaces a loss that is no number by the mean of those before
             eval_strategy="epoch" if evaluate else "no",
-            save_strategy="no",
+            **saving,
             report_to="none",
             disable_tqdm=True,
             seed=config.seed,
@@ -118,23 +166,16 @@ def _arguments(config: SFTConfig, model, rows: int, folder: str, *, evaluate: bo
         )
 
 
-def _report(on_log: Callable[[dict], None] | None):
-    """A callback that renames TRL's figures and stops on a loss that is not finite."""
+def report(on_log: Callable[[dict], None] | None, method: str, names: dict[str, str]):
+    """A callback that renames TRL's figures (theirs -> ours) and stops on a loss that is not finite."""
     from transformers import TrainerCallback
-
-    names = {
-        "loss": "train/loss",
-        "learning_rate": "lr",
-        "eval_loss": "eval/loss",
-        "grad_norm": "policy/grad_norm",
-    }
 
     class Report(TrainerCallback):
         def on_log(self, args, state, control, logs=None, **kwargs):
             logs = logs or {}
             for name in ("loss", "grad_norm", "eval_loss", "train_loss"):  # the last is the mean of all steps
                 if not math.isfinite(logs.get(name, 0.0)):
-                    raise RunFailed(f"SFT step {state.global_step}: {name} is {logs[name]}; lower 'lr'")
+                    raise RunFailed(f"{method} step {state.global_step}: {name} is {logs[name]}; lower 'lr'")
             figures = {names[k]: float(v) for k, v in logs.items() if k in names}
             if figures and on_log is not None:
                 on_log({**figures, "global_step": state.global_step, "max_steps": state.max_steps})
@@ -142,21 +183,22 @@ def _report(on_log: Callable[[dict], None] | None):
     return Report()
 
 
-def _restore_forward(model):
-    """A callback that gives the model its own forward back.
+def restore_forward(*models):
+    """A callback that gives the models their own forward back.
 
     TRL and accelerate replace it on the instance by a closure over this very model: a copy made for a frozen reference
     would go on computing with the weights of the original.
     """
     from transformers import TrainerCallback
 
-    own = vars(model).get("forward")
+    own = [vars(model).get("forward") for model in models]
 
     class Restore(TrainerCallback):
         def on_train_end(self, args, state, control, **kwargs):
-            vars(model).pop("forward", None)
-            if own is not None:
-                model.forward = own
+            for model, forward in zip(models, own, strict=True):
+                vars(model).pop("forward", None)
+                if forward is not None:
+                    model.forward = forward
 
     return Restore()
 

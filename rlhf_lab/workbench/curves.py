@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 
 from rlhf_lab.workbench.glossary import GLOSSARY, healthy_ranges
 from rlhf_lab.workbench.records import metrics_frame
-from rlhf_lab.workbench.session import headless, in_kernel
+from rlhf_lab.workbench.session import headless, in_kernel, shell
 from rlhf_lab.workbench.style import BLUE, GREEN, GREY, INK, WIDTH, empty_figure, styled
 
 if TYPE_CHECKING:
@@ -66,6 +66,7 @@ class LiveCurves:
         self.run, self.names, self.options = run, list(names), options
         self.figure: Figure | None = None
         self._handle: Any = None
+        self._cell: int | None = None  # the run of the cell that the handle shows its picture under
         self._next = 0.0
         self._watched = not headless()
 
@@ -92,8 +93,9 @@ class LiveCurves:
         png = io.BytesIO()  # drawn once; a notebook would draw the figure twice, to crop it
         self.figure.savefig(png, format="png")
         image = Image(png.getvalue())
-        if self._handle is None:
-            self._handle = display(image, display_id=True)
+        cell = shell().execution_count
+        if self._handle is None or cell != self._cell:  # a cell run again has lost the picture of its last run
+            self._handle, self._cell = display(image, display_id=True), cell
         else:
             self._handle.update(image)
 

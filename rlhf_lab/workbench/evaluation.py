@@ -141,6 +141,7 @@ class Measure:
         self.prompts = self.columns.pop("prompt")
         self.reference = baseline
         self.points: dict[int, Measure.Point] = {}
+        self.past: dict[int, dict[str, float]] = {}  # of an earlier part of a run that was resumed
         self(baseline, 0)
 
     @property
@@ -183,9 +184,19 @@ class Measure:
         gold, start = point.answers["gold"], self.baseline.answers["gold"]
         return figures | {"gold/mean": float(gold.mean()), "gold/win_rate": win_rate(gold, start)}
 
+    def take_up(self, policy, history: list[dict], updates: int, replies: int) -> None:
+        """Go on with a run that has done `updates` of `replies` each and logged `history`: measure where it stands."""
+        names = ("heldout/score", "heldout/kl", "gold/mean", "gold/win_rate")
+        for row in history:
+            if "heldout/score" in row:
+                self.past[row["episode"] // replies] = {name: row[name] for name in names if name in row}
+        if updates:
+            self(policy, updates)
+
     def history(self) -> pd.DataFrame:
         """One row per measurement: update, KL, proxy, and gold where it is known."""
-        return pd.DataFrame([{"update": update, **self._figures(update)} for update in sorted(self.points)])
+        rows = self.past | {update: self._figures(update) for update in self.points}
+        return pd.DataFrame([{"update": update, **rows[update]} for update in sorted(rows)])
 
     def results(self) -> dict[str, float]:
         """What the run reports."""

@@ -168,6 +168,21 @@ GLOSSARY: dict[str, Metric] = {
     "train/gap": Metric(
         "mean score of the chosen - score of the rejected", "reward", None, "On the batch just trained on."
     ),
+    "train/reward_chosen": Metric(
+        "beta * sum_t (logp - ref_logp), mean over the chosen",
+        "reward",
+        None,
+        "DPO and KTO: the implicit reward. DPO's may fall, as long as that of the rejected falls faster.",
+    ),
+    "train/reward_rejected": Metric(
+        "beta * sum_t (logp - ref_logp), mean over the rejected", "reward", None, "DPO and KTO: the implicit reward."
+    ),
+    "train/kl": Metric(
+        "mean over mismatched replies of sum_t (logp - ref_logp), at least 0",
+        "nats per reply",
+        None,
+        "KTO: the point that replies are compared with.",
+    ),
     "eval/loss": Metric(
         "the same loss on held-out data", "nats", None, "Rising while train/loss falls is overfitting."
     ),

@@ -6,14 +6,12 @@ import shlex
 import sys
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, Literal, TextIO
-
-import yaml
+from typing import Literal, TextIO
 
 from rlhf_lab.errors import LabError, RunFailed
+from rlhf_lab.workbench.experiment_record import ExperimentRecord, StageRecord, read_back, shown
 from rlhf_lab.workbench.figures import aligned, duration, figures
 from rlhf_lab.workbench.notebooks import execute
 from rlhf_lab.workbench.progress_line import ProgressLine
@@ -22,60 +20,14 @@ from rlhf_lab.workbench.records import (
     mark_ended,
     mark_queued,
     now,
-    read_json,
     read_status,
     runs_root,
 )
+from rlhf_lab.workbench.take_up import take_up
 from rlhf_lab.workbench.validate import Plan, PlannedStage, validate
 from rlhf_lab.workbench.writing import make_folder, user_path, write_json
 
 NOT_RUN = "not run"
-
-
-@dataclass
-class StageRecord:
-    """What is known of a stage: its plan, its run directory, and once it has run how that went."""
-
-    name: str
-    notebook: Path
-    run_dir: Path
-    state: str = "queued"
-    seconds: float | None = None
-    reason: str = ""
-    url: str = ""
-    results: dict[str, Any] = field(default_factory=dict)
-    provenance: dict[str, Any] = field(default_factory=dict)
-
-
-@dataclass
-class ExperimentRecord:
-    """What a report tells of an experiment."""
-
-    experiment: str
-    description: str
-    file: Path
-    folder: Path
-    command: str
-    started: str
-    stages: list[StageRecord]
-    seconds: float = 0.0
-
-    @property
-    def state(self) -> str:
-        """done, or the state of the stage that ended it."""
-        return next((stage.state for stage in self.stages if stage.state != "done"), "done")
-
-    @property
-    def seed(self) -> Any:
-        """The seed, or the seed of each stage where they differ."""
-        seeds = {s.name: s.provenance["seed"] for s in self.stages if "seed" in s.provenance}
-        return next(iter(seeds.values())) if len(set(seeds.values())) == 1 else seeds or None
-
-    @property
-    def commit(self) -> str:
-        """The commit of the code that ran, with "-dirty" where the tree held changes; "" when unknown."""
-        git = next((s.provenance["git"] for s in self.stages if s.provenance.get("git")), None)
-        return git["commit"] + "-dirty" * bool(git.get("dirty")) if git else ""
 
 
 def run_experiment(
@@ -85,9 +37,12 @@ def run_experiment(
     quiet: bool = False,
     stream: TextIO | None = None,
     command: str = "",
+    resume: bool = False,
 ) -> ExperimentRecord:
     """Check the whole of an experiment file, run its stages, and leave results.json and a report.
 
+    resume: go on with the newest run of the file that did not come to its end: what is done stays, the stage that was
+    stopped or killed goes on from its last checkpoint, and the rest follows.
     overrides: `key=value` for every stage that has the key, `stage.key=value` for one.
     quiet: no progress lines; the results are printed all the same.
 
@@ -96,7 +51,8 @@ def run_experiment(
     """
     stream = stream or sys.stdout
     plan = validate(file, overrides)
-    record = _reserve(plan, command or shlex.join(["rlhf-lab", "run", str(file), *_options(overrides)]))
+    command = command or shlex.join(["rlhf-lab", "run", str(file), *_options(overrides)])
+    record = take_up(plan, command) if resume else _reserve(plan, command)
     if not quiet:
         names = ", ".join(stage.name for stage in plan.stages)
         print(f"{plan.experiment}: {names}, in {shown(record.folder)}", file=stream, flush=True)
@@ -104,6 +60,9 @@ def run_experiment(
     done: dict[str, Path] = {}
     try:
         for index, stage in enumerate(plan.stages):
+            if record.stages[index].state == "done":
+                done[stage.name] = record.stages[index].run_dir
+                continue
             _run_stage(plan, stage, record, index, done, None if quiet else stream)
             done[stage.name] = record.stages[index].run_dir
     finally:
@@ -124,14 +83,6 @@ def _tell(record: ExperimentRecord, stream: TextIO) -> None:
         page = None
         print(f"no report: {error}", file=stream, flush=True)
     print(_summary(record, page), file=stream, flush=True)
-
-
-def shown(path: Path) -> str:
-    """A path as one would type it from here."""
-    try:
-        return str(path.absolute().relative_to(Path.cwd()))
-    except ValueError:
-        return str(path)
 
 
 def _options(overrides: Sequence[str]) -> list[str]:
@@ -175,7 +126,10 @@ def _run_stage(
     parameters["run_dir"] = shown(entry.run_dir)
     if "experiment" in stage.config.model_fields:
         parameters.setdefault("experiment", plan.experiment)
-    mark_queued(entry.run_dir, stage=stage.name, experiment=plan.experiment)
+    if entry.state == "resumed":
+        parameters["resume"] = True
+    else:
+        mark_queued(entry.run_dir, stage=stage.name, experiment=plan.experiment)
     width = max(len(s.name) for s in record.stages)
     with open(os.devnull, "w") if stream is None else contextlib.nullcontext(stream) as out:
         line = ProgressLine(out, index + 1, len(record.stages), stage.name, width, entry.run_dir)
@@ -194,7 +148,7 @@ def _run_stage(
             raise
         finally:
             entry.seconds = time.monotonic() - began
-            _read_back(entry)
+            read_back(entry)
             line.end(f"{entry.state} in {duration(entry.seconds)}")
 
 
@@ -213,18 +167,6 @@ def _expect_finished(entry: StageRecord) -> None:
         reason = status.reason or "it ended before run.finish()"
         raise RunFailed(f"{entry.notebook.name}: the notebook ended, its run is {status.state}: {reason}")
     entry.state = "done"
-
-
-def _read_back(entry: StageRecord) -> None:
-    """Whatever the run left, however it went. Nothing here may hide how it went."""
-    entry.results = read_json(entry.run_dir / "results.json")
-    try:
-        status = read_status(entry.run_dir)
-        entry.url, entry.reason = status.url, entry.reason or status.reason
-        config = yaml.safe_load((entry.run_dir / "config.yaml").read_text(encoding="utf-8"))
-        entry.provenance = config if isinstance(config, dict) else {}
-    except (OSError, ValueError, LabError, yaml.YAMLError):
-        entry.provenance = {}
 
 
 def _conclude(record: ExperimentRecord) -> Path | None:

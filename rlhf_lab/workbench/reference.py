@@ -13,7 +13,7 @@ import pandas as pd
 
 from rlhf_lab.errors import LabError
 from rlhf_lab.workbench.evaluation import mean_interval
-from rlhf_lab.workbench.pipeline import ExperimentRecord
+from rlhf_lab.workbench.experiment_record import ExperimentRecord
 from rlhf_lab.workbench.records import read_jsonl
 from rlhf_lab.workbench.writing import append_line, make_folder
 

@@ -8,6 +8,8 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+import yaml
+
 from rlhf_lab.errors import LabError
 from rlhf_lab.workbench.records import Status, read_status, runs_root
 from rlhf_lab.workbench.writing import cannot_write, make_folder, write_json
@@ -38,6 +40,40 @@ def claim(path: Path, status: Status) -> Path:
     except LabError:
         (path / ".taken").unlink(missing_ok=True)  # nobody has it, so a next try may
         raise
+    return path
+
+
+MAY_CHANGE = {"run_dir", "resume", "threads", "tracking", "experiment", "save_every"}  # between the parts of a run
+
+
+def refuse_other_settings(path: Path, resolved: dict[str, Any]) -> None:
+    """A run is resumed with its own settings. Errors: `LabError` naming the first that differs."""
+    try:
+        old = yaml.safe_load((path / "config.yaml").read_text(encoding="utf-8"))["config"]
+    except (OSError, ValueError, yaml.YAMLError, TypeError, KeyError):
+        raise LabError(f"run_dir {path}: has no readable config.yaml, so it cannot be resumed") from None
+    for name in sorted(old.keys() | resolved.keys()):
+        if name not in MAY_CHANGE and old.get(name) != resolved.get(name):
+            was, now = old.get(name), resolved.get(name)
+            raise LabError(f"run_dir {path}: its {name} was {was}, not {now}; set it back, or start a new run")
+
+
+def reclaim(path: Path, status: Status) -> Path:
+    """Take the directory of a run that has ended early, to go on with it. Only one of several processes gets it."""
+    old = read_status(path)
+    if old.state in ("running", "queued", "done"):
+        why = {"running": "is still alive", "queued": "has not begun", "done": "is done"}[old.state]
+        raise LabError(f"run_dir {path}: its run {why}; there is nothing to resume")
+    if old.stage != status.stage:
+        raise LabError(f"run_dir {path} holds a {old.stage} run, not {status.stage}; give that stage's directory")
+    lock = path / f".resumed-{old.started.replace(':', '')}"  # one for each part of the run
+    try:
+        lock.open("x").close()
+    except FileExistsError:
+        raise LabError(f"run_dir {path} is being resumed by another process; wait for it, or give another") from None
+    except OSError as error:
+        raise cannot_write(path, error) from None
+    write_json(path / "status.json", status.model_dump())
     return path
 
 

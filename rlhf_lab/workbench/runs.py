@@ -9,11 +9,12 @@ In a notebook no `with` is needed: a cell that fails or is interrupted is notice
 """
 
 import contextlib
+import json
 import math
 import socket
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Literal, Self
 
@@ -32,16 +33,17 @@ from rlhf_lab.workbench.records import (
     mark_queued,
     now,
     one_line,
+    read_jsonl,
     read_metrics,
     read_samples,
     read_status,
     runs_root,
     since_boot,
 )
-from rlhf_lab.workbench.run_directory import claim, new_directory, provenance
+from rlhf_lab.workbench.run_directory import claim, new_directory, provenance, reclaim, refuse_other_settings
 from rlhf_lab.workbench.session import headless
 from rlhf_lab.workbench.tracking import Tracker, TrackingConfig
-from rlhf_lab.workbench.writing import append_line, make_folder, plain, user_path, write_json, write_text
+from rlhf_lab.workbench.writing import append_line, ends_whole, make_folder, plain, user_path, write_json, write_text
 
 __all__ = [
     "Run",
@@ -71,6 +73,7 @@ class Run:
         self.step_name = step_name
         self.history: list[dict[str, Any]] = []  # the lines of metrics.jsonl, for live plots
         self.last_progress: dict[str, Any] = {}
+        self.saver: Callable[[], object] | None = None  # saves the training state when the run is about to be stopped
         self._began = time.monotonic()
         self._closed = False
         self._headless = headless()
@@ -89,16 +92,20 @@ class Run:
         seed: int = 0,
         tracking: TrackingConfig | None = None,
         step_name: str = "",
+        resume: bool = False,
     ) -> Self:
         """Make a run's directory, write config.yaml and status.json, start tracking, and print where it is.
 
         run_dir: a new, empty or queued directory; "" is `<runs root>/<experiment>/<stage>/<time>-s<seed>`.
         step_name: the run's own x-axis, "episode" or "global_step"; "" takes "episode" for PPO stages.
+        resume: take up the run in `run_dir` that has ended early; it keeps its files and its place in wandb.
         Errors: `LabError` when the directory holds another run, alive or ended: nothing is overwritten.
         """
         for kind, name in (("stage", stage), ("experiment", experiment)):
             if not name.isprintable() or name[:1] in ("", ".") or set(name) & set('/\\*?[]:"'):
                 raise LabError(f"{kind} {name!r} cannot name a folder: use letters, digits, '-', '_' and '.'")
+        if resume and not run_dir:
+            raise LabError("resume: which run? give its directory as run_dir")
         tracking = tracking or TrackingConfig()
         step_name = step_name or ("episode" if "ppo" in stage.lower() else "global_step")
         resolved = plain(config.model_dump(mode="json"))
@@ -114,7 +121,11 @@ class Run:
             started=now(),
             heartbeat=now(),
         )
-        path = claim(user_path(run_dir), status) if run_dir else new_directory(status, seed)
+        if resume:
+            refuse_other_settings(user_path(run_dir), resolved)
+            path = reclaim(user_path(run_dir), status)
+        else:
+            path = claim(user_path(run_dir), status) if run_dir else new_directory(status, seed)
         session.close_older(stage)
         facts = plain(provenance(status, seed) | {"tracking": tracking.model_dump(mode="json")})
         text = yaml.safe_dump(facts | {"config": resolved}, sort_keys=False, allow_unicode=True)
@@ -127,6 +138,9 @@ class Run:
         print(f"{stage} run: {_shown(path)}", flush=True)
         tracker = Tracker(tracking, path=path, status=status, config=resolved | {"run": facts}, step_name=step_name)
         run = cls(path, status, tracker, step_name)
+        if resume:
+            tracker.take_up()
+            run.history = read_jsonl(path / "metrics.jsonl")
         session.watch(run)
         tracker.start()
         session.come_first_at_exit()
@@ -166,6 +180,24 @@ class Run:
         append_line(self.path / "metrics.jsonl", row)
         self.history.append(row)
         self.tracker.log(values)
+
+    def rewind(self, step: int) -> None:
+        """Drop every metric and sample beyond `step`: what is done again is not to stand there twice."""
+        for name in ("metrics.jsonl", "samples.jsonl"):
+            rows = read_jsonl(self.path / name)
+            kept = [row for row in rows if row.get(self.step_name, 0) <= step]
+            if len(kept) < len(rows) or not ends_whole(self.path / name):
+                write_text(self.path / name, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in kept))
+        self.history = read_jsonl(self.path / "metrics.jsonl")
+
+    def save(self) -> None:
+        """Have the training state saved, where someone has offered to. What hinders it is said, and no more."""
+        if self.saver is None or self._closed:
+            return
+        try:
+            self.saver()
+        except Exception as error:
+            print(f"{self.stage} run: no last checkpoint ({one_line(str(error))})", file=sys.stderr, flush=True)
 
     def log_samples(self, rows: list[dict[str, Any]], step: int) -> None:
         """Append sample replies, one dict each, to samples.jsonl, and send them to wandb as a table."""

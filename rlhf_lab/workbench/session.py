@@ -115,6 +115,8 @@ def _after_cell(result: Any) -> None:
     if error:
         state, reason = describe(error)
         for run in list(_open):
+            if state == "stopped":  # a cell that failed may have left a state that would fail again
+                run.save()
             run.pause(state, reason)
 
 
@@ -133,6 +135,7 @@ def _at_exit() -> None:
 def _at_sigterm(signum: int, frame: Any) -> None:
     if os.getpid() == _owner:
         for run in list(_open):
+            run.save()
             run.close("stopped", "terminated by SIGTERM", patience_s=5.0)
     if _previous_sigterm == signal.SIG_IGN:
         return

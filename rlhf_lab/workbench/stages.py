@@ -4,19 +4,25 @@ A notebook's parameters cell holds exactly the fields of its model here; a test 
 """
 
 from collections.abc import Callable
+from pathlib import Path
+from typing import Literal, Self, get_args
 
 import pandas as pd
 import torch
-from pydantic import Field, PositiveInt
+from pydantic import Field, PositiveInt, model_validator
 
 from rlhf_lab.config import Config
 from rlhf_lab.data.loading import OnBad
 from rlhf_lab.judges.replay import ReplayConfig
 from rlhf_lab.judges.simulated import SimulatedJudgeConfig
-from rlhf_lab.models import resolve_precision
+from rlhf_lab.models import LoraConfig, resolve_precision
+from rlhf_lab.models.adapters import Lora
 from rlhf_lab.sandbox.labelers import LabelerConfig
+from rlhf_lab.training.checkpoints import recorded
 from rlhf_lab.training.ppo import PPOConfig
+from rlhf_lab.training.preference_tuning import DPOConfig, KTOConfig
 from rlhf_lab.training.pretraining import PretrainConfig
+from rlhf_lab.training.rejection_sampling import RAFTConfig
 from rlhf_lab.training.reward_model import RewardModelConfig
 from rlhf_lab.training.sft import SFTConfig
 from rlhf_lab.workbench.learned_judge import LearnedJudgeConfig
@@ -36,13 +42,21 @@ class StageConfig(Config):
     tracking: TrackingConfig = TrackingConfig()  # wandb: project, entity, group, job_type, tags, notes, mode
 
 
-class PretrainStage(StageConfig, PretrainConfig):
+class TrainingStage(StageConfig):
+    """What every run that trains has besides."""
+
+    resume: bool = False  # go on with the run in run_dir, from its last checkpoint
+    save_every: int = Field(50, ge=0)  # steps between checkpoints to resume from; 0 = only when stopped
+
+
+class PretrainStage(TrainingStage, PretrainConfig):
     """00_pretrain: a base model from scratch."""
 
+    save_every: int = Field(200, ge=0)
     documents: int = Field(40000, ge=1)  # pretraining documents of up to five worked examples
 
 
-class SFTStage(StageConfig, SFTConfig):
+class SFTStage(TrainingStage, SFTConfig):
     """01_sft: from base model to SFT model."""
 
     model: str = "sandbox"  # the base: a path, a hub id, or the sandbox's own
@@ -52,35 +66,100 @@ class SFTStage(StageConfig, SFTConfig):
     n_demonstrations: int = Field(1000, ge=1)
     prompts: str = "sandbox"  # held-out prompts to answer before and after
     max_new_tokens: int = Field(40, ge=1)
+    lora: Lora = None  # {} = the whole model; {rank: 8} = an adapter
 
 
-class RewardModelStage(StageConfig, RewardModelConfig):
-    """02_reward_model: from ranked replies to a reward model."""
+class RewardModelStage(TrainingStage, RewardModelConfig):
+    """02_reward_model: from ranked or rated replies to a reward model."""
 
     policy: str = "auto"  # the SFT model: it answers the prompts and starts the reward model; "auto" = newest run
     preferences: str = "sandbox"  # a file or hub id with prompt, chosen, rejected, or prompt, completions, ranks
     columns: dict[str, str] = {}
     on_bad: OnBad = "raise"
-    heldout: str = "sandbox"  # comparisons to test on, in the same format
+    ratings: str = "sandbox"  # for losses regression and bins: a file or hub id with prompt, completion, rating
+    heldout: str = "sandbox"  # comparisons to test on, in the format of preferences
     demonstrations: str = "sandbox"  # replies whose mean score becomes 0
+    normalise: Literal["off", "demonstrations", "reference"] = "demonstrations"  # what sets the scores' zero, and unit
+    reference_replies: int = Field(512, ge=2)  # of the SFT model, for normalise `reference`
+    members: int = Field(1, ge=1, le=16)  # reward models of an ensemble; heads and order of the data differ
+    learning_curve: list[PositiveInt] = []  # sizes of data to train further reward models on
     n_prompts: int = Field(2000, ge=1)  # prompts with ranked replies
     n_heldout: int = Field(500, ge=1)
     k: int = Field(4, ge=2, le=9)  # replies ranked for each prompt
     max_new_tokens: int = Field(40, ge=1)
     labeler: LabelerConfig = LabelerConfig()
+    lora: Lora = None  # an adapter and a head instead of the whole model
+
+    @model_validator(mode="after")
+    def _adapters_fit(self) -> Self:
+        _refuse_dropout(self.lora)
+        return self
 
 
-class PPOStage(StageConfig, PPOConfig):
+class PPOStage(TrainingStage, PPOConfig):
     """03_ppo: from SFT model and reward model to the aligned policy."""
 
     policy: str = "auto"  # the SFT model; it is also the frozen reference
-    reward: str = "auto"  # a reward-model run or path, `file.py:function`, or `gold`
+    reward: str | dict[str, float] = "auto"  # a run or path, `file.py:function`, `gold`, or several: name -> weight
+    reward_mode: Literal["mean", "worst", "uncertainty"] = "mean"  # how the members of an ensemble become one score
+    uncertainty_coef: float = Field(0.5, ge=0)  # of the members' variance, for `uncertainty`
     critic: str = "reward"  # started from: reward | policy | shared (on the policy's trunk), or a path
     pretraining: str = "sandbox"  # texts for ptx_coef: a file or hub id with a column text
     prompts: str = "sandbox"
     columns: dict[str, str] = {}
     on_bad: OnBad = "raise"
     eval_every: int = Field(10, ge=1)  # updates between measurements on the held-out prompts
+    save_every: int = Field(10, ge=0)  # updates between checkpoints to resume from
+    lora: Lora = None  # policy and critic as adapters on one base, with the reference and perhaps the reward model
+
+    @model_validator(mode="after")
+    def _adapters_fit(self) -> Self:
+        _refuse_dropout(self.lora)
+        if self.lora is not None and self.critic == "shared":
+            raise ValueError("critic 'shared' with lora: all roles are on one base already; use 'reward' or 'policy'")
+        return self
+
+
+Method = Literal["ppo", "rloo", "grpo", "dr_grpo", "reinforce++", "dpo", "kto", "best_of_n", "raft"]
+
+
+class AlgorithmsStage(StageConfig):
+    """05_algorithms: the methods side by side, from one SFT model and one reward model, at one budget of replies."""
+
+    policy: str = "auto"  # the SFT model: every method starts here, and the KL is to it
+    reward: str = "auto"  # what every method is paid by: a reward-model run or path, `file.py:function`, or `gold`
+    prompts: str = "sandbox"
+    columns: dict[str, str] = {}
+    on_bad: OnBad = "raise"
+    methods: list[Method] = list(get_args(Method))
+    replies: int = Field(3072, ge=2)  # the budget: what each method may sample and have scored
+    batch_size: int = Field(128, ge=2)  # replies in an update of PPO and its relatives
+    samples_per_prompt: int = Field(4, ge=2)  # of rloo, grpo and dr_grpo
+    measurements: int = Field(3, ge=1)  # times that PPO and its relatives are measured while they train
+    max_new_tokens: int = Field(40, ge=1)
+    precision: Literal["auto", "fp32", "bf16"] = "auto"
+    online: PPOConfig = PPOConfig()  # of PPO and its relatives
+    dpo: DPOConfig = DPOConfig()
+    kto: KTOConfig = KTOConfig()
+    raft: RAFTConfig = RAFTConfig()
+    results: str = ""  # a .jsonl file: what it has of these settings is read, what is missing is run and appended
+
+    @model_validator(mode="after")
+    def _fits(self) -> Self:
+        if self.reward == "yours":
+            raise ValueError("reward 'yours' is for 03_ppo alone: write the function into a file, `file.py:function`")
+        if self.replies % self.batch_size or self.batch_size % self.samples_per_prompt:
+            raise ValueError("'replies' must be a multiple of 'batch_size', and that one of 'samples_per_prompt'")
+        if self.replies % (self.raft.rounds * self.raft.k):
+            raise ValueError("'replies' must be a multiple of raft.rounds * raft.k")
+        if "best_of_n" in self.methods and self.replies < self.eval_prompts:
+            raise ValueError("best_of_n spends 'replies' on the 'eval_prompts': it must not be the smaller number")
+        common = {"seed", "precision", "max_new_tokens", "batch_size", "samples_per_prompt", "updates", "prompts"}
+        budgeted = {"online": common, "dpo": {"seed", "precision"}, "kto": {"seed", "precision"}, "raft": common}
+        for name, taken in budgeted.items():
+            if wrong := sorted(getattr(self, name).model_fields_set & taken):
+                raise ValueError(f"{name}.{wrong[0]} follows from the settings that all methods share: leave it out")
+        return self
 
 
 class JudgeBiasStage(StageConfig):
@@ -117,12 +196,18 @@ class OverOptimisationStage(StageConfig):
         return max(self.comparisons) * 5 // 4
 
 
+def _refuse_dropout(lora: LoraConfig | None) -> None:
+    if lora is not None and lora.dropout:
+        raise ValueError(f"lora.dropout {lora.dropout} would make scores and ratios random: it must be 0 here")
+
+
 STAGES: dict[str, type[StageConfig]] = {
     "00_pretrain": PretrainStage,
     "01_sft": SFTStage,
     "02_reward_model": RewardModelStage,
     "03_ppo": PPOStage,
     "04_judge_bias": JudgeBiasStage,
+    "05_algorithms": AlgorithmsStage,
     "10_overoptimisation": OverOptimisationStage,
 }
 """Notebook stem -> the model of its parameters."""
@@ -138,12 +223,21 @@ def begin(stage: str, cfg: StageConfig) -> Run:
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
     pd.set_option("display.max_colwidth", 200, "display.max_rows", 200, "display.precision", 2)
-    return Run.start(stage, cfg, run_dir=cfg.run_dir, experiment=cfg.experiment, seed=cfg.seed, tracking=cfg.tracking)
+    return Run.start(
+        stage,
+        cfg,
+        run_dir=cfg.run_dir,
+        experiment=cfg.experiment,
+        seed=cfg.seed,
+        tracking=cfg.tracking,
+        resume=getattr(cfg, "resume", False),
+    )
 
 
 def settle_precision(cfg: StageConfig, model) -> StageConfig:
     """The settings with `auto` decided for this machine and model, and said, so that a repetition can name it."""
-    chosen = resolve_precision(cfg.precision, model)
+    before = recorded(Path(cfg.run_dir) / "training", "precision") if getattr(cfg, "resume", False) else None
+    chosen = before or resolve_precision(cfg.precision, model)
     print(f"precision: {chosen}" + (" (auto)" if cfg.precision == "auto" else ""))
     return cfg.model_copy(update={"precision": chosen})
 

@@ -18,9 +18,11 @@ from typing import Any, Literal
 from urllib.parse import urlparse
 
 from rlhf_lab.config import Config
+from rlhf_lab.errors import LabError
 from rlhf_lab.workbench.records import Status, one_line
 from rlhf_lab.workbench.secrets import redact
 from rlhf_lab.workbench.session import shell
+from rlhf_lab.workbench.writing import write_text
 
 INIT_S = 30.0  # a server that does not answer in this time is done without
 FINISH_S = 120.0  # an upload may hold up the end of a run for so long; `wandb sync` sends what is missing
@@ -52,6 +54,11 @@ class Tracker:
         self._run: Any = None
         self._id: str | None = None
         self._broken = False
+
+    def take_up(self) -> None:
+        """Go on under the id that an earlier part of this run had, if it had one."""
+        with contextlib.suppress(OSError):
+            self._id = (self._path / ".wandb-id").read_text(encoding="utf-8").strip() or None
 
     def start(self) -> None:
         """Start tracking, or take it up again under the same id after `finish`."""
@@ -110,6 +117,8 @@ class Tracker:
             print(f"wandb could not start online ({_safe(error)}); it goes on offline", flush=True)
             self._run = self._init("offline")
         self._id = self._run.id
+        with contextlib.suppress(LabError):  # a run that cannot be resumed in wandb is a run all the same
+            write_text(self._path / ".wandb-id", self._id + "\n")
         self._run.define_metric(self._step_name)
         self._run.define_metric("*", step_metric=self._step_name)
         if self._run.offline:

@@ -90,6 +90,18 @@ def append_line(path: Path, row: Mapping[str, Any]) -> None:
         raise cannot_write(path, error) from None
 
 
+def ends_whole(path: Path) -> bool:
+    """Whether a .jsonl file ends with a whole line; one that is not there does."""
+    try:
+        with path.open("rb") as file:
+            if file.seek(0, os.SEEK_END) == 0:
+                return True
+            file.seek(-1, os.SEEK_END)
+            return file.read(1) == b"\n"
+    except FileNotFoundError:
+        return True
+
+
 def _append_whole(file: RawIOBase, data: bytes) -> None:
     """Half a line would be a broken one in the middle, once there is space again and the run goes on."""
     size = file.seek(0, os.SEEK_END)

@@ -531,16 +531,16 @@ def test_a_reward_model_that_cannot_be_this_policys_critic(made, tmp_path, capsy
     policy = save_model(tmp_path / "policy", POLICIES[1])
     for case, what in ((POLICIES[0], "has another tokenizer"), (ENCODERS[1], "is an encoder")):
         *_, folder = made(case)
-        cfg = SimpleNamespace(reward=str(folder), critic="reward", needs_critic=True)
+        cfg = SimpleNamespace(reward=str(folder), critic="reward", needs_critic=True, critic_bins=None)
         critic = artefacts.critic(cfg, str(policy), None)
         assert f"critic: the reward model {what}" in capsys.readouterr().out
         assert critic.causal
         assert not critic.head.weight.any()
         with pytest.raises(LabError, match=f"^critic {folder}: {what}.*or 'policy'$"):
-            artefacts.critic(SimpleNamespace(reward="gold", critic=str(folder), needs_critic=True), str(policy), None)
+            artefacts.critic(SimpleNamespace(reward="gold", critic=str(folder), needs_critic=True, critic_bins=None), str(policy), None)
     *_, folder = made(POLICIES[1])
     critic = artefacts.critic(
-        SimpleNamespace(reward=str(folder), critic="reward", needs_critic=True), str(policy), None
+        SimpleNamespace(reward=str(folder), critic="reward", needs_critic=True, critic_bins=None), str(policy), None
     )
     assert critic.head.weight.any()
 

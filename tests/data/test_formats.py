@@ -35,7 +35,7 @@ def first(load, row, **options):
 
 
 def test_explicit_columns_come_out_as_they_are_and_others_are_left_out():
-    row = {"prompt": "The sky is", "chosen": " blue.", "rejected": " red.", "margin": 2}
+    row = {"prompt": "The sky is", "chosen": " blue.", "rejected": " red.", "who": 2}
     assert first(load_preferences, row) == {"prompt": "The sky is", "chosen": " blue.", "rejected": " red."}
     row = {"prompt": "The sky is", "completion": " blue.", "source": "x"}
     assert first(load_demonstrations, row) == {"prompt": "The sky is", "completion": " blue."}

@@ -41,7 +41,7 @@ def test_the_parameters_cell_equals_the_config_model(path):
     config = model.parse(values)
     for name, annotation in annotated.items():
         value = getattr(config, name)
-        expected = {"str": str, "int": int, "float": float, "bool": bool, "dict": object}[annotation]
+        expected = {"str": str, "int": int, "float": float, "bool": bool, "list": list, "dict": object}[annotation]
         assert value is None or isinstance(value, expected), name
 
 

@@ -2,6 +2,8 @@
 
 import random
 
+import sys
+
 import pytest
 
 from rlhf_lab.errors import LabError
@@ -95,11 +97,15 @@ def test_shift_is_subtracted(reward_dir, tokenizer):
     assert ModelReward(scorer, tokenizer)(**TEXT) == close([score - 2 for score in before])
 
 
-def test_a_progress_bar_on_long_work_only(scorer, tokenizer, capfd):
+@pytest.mark.parametrize("watched", [True, False])
+def test_a_progress_bar_on_long_work_only_and_only_where_someone_watches(
+    scorer, tokenizer, capsys, monkeypatch, watched
+):
     reward = ModelReward(scorer, tokenizer, tokenizer, batch_size=1)
     for rows in (20, 21):
+        monkeypatch.setattr(sys.stderr, "isatty", lambda: watched, raising=False)
         reward(prompt_ids=[[5]] * rows, completion_ids=[[6]] * rows)
-        assert ("scoring" in capfd.readouterr().err) == (rows > 20)
+        assert ("scoring" in capsys.readouterr().err) == (rows > 20 and watched)
 
 
 def test_no_gradient(scorer, tokenizer, reward_dir):

@@ -74,3 +74,57 @@ def test_the_base_model_speaks_the_language_and_is_worse_than_the_demonstrators(
     assert gold.mean() <= world.reference_mean / world.reference_std - 0.7 + 2 * gold.std() / len(gold) ** 0.5
     assert np.mean(finished) >= 0.95
     assert sum(p.numel() for p in base.parameters()) <= 1_000_000
+
+
+# --- the other presets
+
+
+@pytest.mark.parametrize("name", ["default", "misspecified", "near_linear"])
+def test_every_preset_has_its_own_gold_on_the_same_language(name):
+    preset, default = World.load(name), World.load()
+    prompts = preset.prompts("heldout", 20)
+    assert prompts == default.prompts("heldout", 20)
+    assert preset.demonstrations(5) == default.demonstrations(5)
+    assert preset.shows and preset.reference_std > 0
+
+
+def test_misspecified_people_like_the_length_that_gold_takes_off():
+    preset = World.load("misspecified")
+    prompt = preset.prompts("heldout", 1)[0]
+    subject, quality = parse_prompt(prompt).facts[0]
+    short = f"the {subject} is {quality} ."
+    long = " ".join([short] * 4)  # 20 words, ten of them beyond the limit, and nothing repeated pays
+    worse = preset.gold(prompts=[prompt, prompt], completions=[short, long])
+    assert worse[1] - worse[0] < 10 * preset.gold_weights.long_word / preset.reference_std
+    # What they say: the gap in gold over the temperature, and half a logit for each of fifteen words.
+    gap = (worse[1] - worse[0]) / 0.5 + 0.5 * 15
+    labeler = preset.labeler(temperature=0.5)
+    assert labeler.probability(prompt, long, short) == pytest.approx(1 / (1 + np.exp(-gap)))
+    assert World.load().labeler(temperature=0.5).config.length_bias == 0
+
+
+def test_a_planted_bias_is_added_to_the_worlds_own():
+    assert World.load("misspecified").labeler(length_bias=0.1, position_bias=0.3).config.length_bias == pytest.approx(
+        0.6
+    )
+    assert World.load("misspecified").labeler(position_bias=0.3).config.position_bias == pytest.approx(0.3)
+
+
+def test_near_linear_gold_adds_up_over_clauses():
+    """What does not touch the facts is worth the same however often it was said before, and wording aside."""
+    preset = World.load("near_linear")
+    preset = preset.model_copy(update={"gold_weights": preset.gold_weights.model_copy(update={"wording": 0.0})})
+    prompt = preset.prompts("heldout", 1)[0]
+    clauses = [
+        "good day .",
+        "thank you for asking .",
+        "shall i show you ?",
+        "what a fine question .",
+        "perhaps .",
+        "well well .",
+    ]
+    for clause in clauses:
+        raw = [sum(preset.gold_parts(prompt, " ".join([clause] * times)).values()) for times in (1, 2, 3)]
+        assert raw[1] - raw[0] == pytest.approx(raw[2] - raw[1])
+    one, other = (sum(preset.gold_parts(prompt, text).values()) for text in clauses[:2])
+    assert sum(preset.gold_parts(prompt, " ".join(clauses[:2])).values()) == pytest.approx(one + other)

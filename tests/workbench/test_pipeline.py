@@ -272,6 +272,28 @@ def test_a_failed_stage_ends_the_chain_and_keeps_what_there_is(project):
     assert "kernel died" in page
 
 
+def test_resuming_keeps_what_is_done_and_begins_anew_what_cannot_be_resumed(project):
+    """A stage without the parameter `resume` starts again in a directory of its own."""
+    finish = 'run.finish({"first": 1})'
+    write_notebook(project / "notebooks/01_own.ipynb", START, finish)
+    write_notebook(project / "notebooks/03_last.ipynb", START, 'raise ValueError("no")')
+    file = chain(project, SFT, {"name": "last", "notebook": "03_last", "parameters": {"policy": "{sft}"}})
+    with pytest.raises(LabError, match="nothing to resume, .* holds no run"):
+        run_experiment(file, quiet=True, resume=True, stream=io.StringIO())
+    with pytest.raises(RunFailed):
+        run_experiment(file, quiet=True, stream=io.StringIO())
+    (first,) = (project / "runs/demo/sft").iterdir()
+    wrote = (first / "notebook.ipynb").stat().st_mtime_ns
+    write_notebook(project / "notebooks/03_last.ipynb", START, 'run.finish({"second": 2})')
+
+    record = run_experiment(file, quiet=True, resume=True, stream=io.StringIO())
+    assert record.state == "done" and [stage.results for stage in record.stages] == [{"first": 1}, {"second": 2}]
+    assert record.stages[0].run_dir == first and (first / "notebook.ipynb").stat().st_mtime_ns == wrote
+    failed, again = sorted((project / "runs/demo/last").iterdir())
+    assert record.stages[1].run_dir == again and again.name == f"{failed.name}-again2"
+    assert (read_status(failed).state, read_status(again).state) == ("failed", "done")
+
+
 def test_a_notebook_that_leaves_its_run_unfinished_has_failed(project):
     write_notebook(project / "notebooks" / "01_own.ipynb", START)
     with pytest.raises(RunFailed, match=r"01_own\.ipynb: the notebook ended, its run is stopped"):

@@ -177,16 +177,18 @@ def run(tmp_path, monkeypatch):
 
 
 class Display:
-    """Stands for IPython's display: keeps what it is shown."""
+    """Stands for IPython's display: keeps what it is shown, and how many pictures that are not updates of one."""
 
     def __init__(self):
-        self.shown = []
+        self.shown, self.pictures, self.execution_count = [], 0, 1
 
     def __call__(self, image, display_id=None):
-        self.shown.append(image)
+        self.pictures += 1
+        self.update(image)
         return self
 
-    update = __call__
+    def update(self, image):
+        self.shown.append(image)
 
 
 @pytest.fixture
@@ -196,6 +198,7 @@ def watched(monkeypatch):
     display = Display()
     monkeypatch.setenv("RLHF_LAB_HEADLESS", "0")
     monkeypatch.setattr(curves_module, "in_kernel", lambda: True)
+    monkeypatch.setattr(curves_module, "shell", lambda: display)
     monkeypatch.setattr(IPython.display, "display", display)
     return display
 
@@ -210,6 +213,16 @@ def test_headless_only_the_last_figure_is_drawn(run, watched, monkeypatch):
     live.final()
     assert len(watched.shown) == 1
     assert list(live.figure.axes[0].lines[0].get_ydata()) == [0, 1, 2, 3, 4]
+
+
+def test_a_cell_that_is_run_again_gets_a_picture_of_its_own(run, watched):
+    """JupyterLab clears the output of a cell that runs again, and with it the picture that would be updated."""
+    live = live_curves(run, ["objective/kl"])
+    for step, cell in enumerate([1, 1, 2, 2]):
+        watched.execution_count = cell
+        run.log({"objective/kl": step}, step=step)
+        live.final()
+    assert (len(watched.shown), watched.pictures) == (4, 2)
 
 
 def test_live_curves_are_drawn_at_most_twice_a_second(run, watched, monkeypatch):

@@ -10,9 +10,9 @@ import pytest
 from bs4 import BeautifulSoup
 
 from rlhf_lab.workbench.equations import equation
+from rlhf_lab.workbench.experiment_record import ExperimentRecord, StageRecord
 from rlhf_lab.workbench.figures import aligned, duration, figures, number
 from rlhf_lab.workbench.notebook_page import markdown, read_notebook
-from rlhf_lab.workbench.pipeline import ExperimentRecord, StageRecord
 from rlhf_lab.workbench.report import write_report
 
 PIXEL = base64.b64encode(b"\x89PNG\r\n\x1a\n not a real picture").decode()
