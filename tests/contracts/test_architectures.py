@@ -537,7 +537,11 @@ def test_a_reward_model_that_cannot_be_this_policys_critic(made, tmp_path, capsy
         assert critic.causal
         assert not critic.head.weight.any()
         with pytest.raises(LabError, match=f"^critic {folder}: {what}.*or 'policy'$"):
-            artefacts.critic(SimpleNamespace(reward="gold", critic=str(folder), needs_critic=True, critic_bins=None), str(policy), None)
+            artefacts.critic(
+                SimpleNamespace(reward="gold", critic=str(folder), needs_critic=True, critic_bins=None),
+                str(policy),
+                None,
+            )
     *_, folder = made(POLICIES[1])
     critic = artefacts.critic(
         SimpleNamespace(reward=str(folder), critic="reward", needs_critic=True, critic_bins=None), str(policy), None

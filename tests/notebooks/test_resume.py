@@ -14,24 +14,17 @@ import yaml
 from safetensors.torch import load_file
 
 ROOT = Path(__file__).resolve().parents[2]
+SFT = {"n_demonstrations": 320, "batch_size": 4, "save_every": 20}
+RANKED = {"policy": "{sft}", "n_prompts": 160, "n_heldout": 16, "k": 3, "batch_size": 2, "save_every": 10}
+PPO = {"policy": "{sft}", "reward": "{reward_model}", "updates": 30, "batch_size": 16, "eval_every": 5, "save_every": 3}
 CHAIN = {
     "experiment": "killed",
     "stages": [
-        {"name": "sft", "notebook": "01_sft", "parameters": {"n_demonstrations": 320, "batch_size": 4, "save_every": 20}},
-        {
-            "name": "reward_model",
-            "notebook": "02_reward_model",
-            "parameters": {"policy": "{sft}", "n_prompts": 160, "n_heldout": 16, "k": 3, "batch_size": 2, "save_every": 10},
-        },
-        {
-            "name": "ppo",
-            "notebook": "03_ppo",
-            "parameters": {
-                "policy": "{sft}", "reward": "{reward_model}", "updates": 30, "batch_size": 16, "eval_every": 5, "save_every": 3,
-            },
-        },
+        {"name": "sft", "notebook": "01_sft", "parameters": SFT},
+        {"name": "reward_model", "notebook": "02_reward_model", "parameters": RANKED},
+        {"name": "ppo", "notebook": "03_ppo", "parameters": PPO},
     ],
-}  # fmt: skip
+}
 
 
 def command(folder: Path, *more: str) -> subprocess.Popen:

@@ -1,7 +1,6 @@
 """A reward model as a reward: it reads the sampled ids, or text by its own tokenizer with the EOS rule."""
 
 import random
-
 import sys
 
 import pytest
