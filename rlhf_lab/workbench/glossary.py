@@ -157,7 +157,10 @@ GLOSSARY: dict[str, Metric] = {
         "1/2 is no better than the reference.",
     ),
     "train/loss": Metric(
-        "the loss of the stage on the batch", "nats", None, "SFT: per token; reward model: per comparison."
+        "the loss of the stage on the batch",
+        "nats",
+        None,
+        "SFT: per token; reward model: per comparison, ranking or rating (squared rating units by regression).",
     ),
     "train/accuracy": Metric(
         "P(score of the chosen > score of the rejected), ties 1/2",

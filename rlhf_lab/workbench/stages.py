@@ -157,7 +157,9 @@ class AlgorithmsStage(StageConfig):
         common = {"seed", "precision", "max_new_tokens", "batch_size", "samples_per_prompt", "updates", "prompts"}
         budgeted = {"online": common, "dpo": {"seed", "precision"}, "kto": {"seed", "precision"}, "raft": common}
         for name, taken in budgeted.items():
-            if wrong := sorted(getattr(self, name).model_fields_set & taken):
+            part = getattr(self, name)
+            given = part.model_fields_set & taken  # a resolved file holds the defaults too
+            if wrong := sorted(n for n in given if getattr(part, n) != type(part).model_fields[n].default):
                 raise ValueError(f"{name}.{wrong[0]} follows from the settings that all methods share: leave it out")
         return self
 

@@ -357,13 +357,13 @@ def test_an_encoder_reads_the_whole_row_however_it_is_padded(case, tmp_path):
 def read(monkeypatch):
     """The rows of token ids that a scorer was given, without padding, in order."""
     rows = []
-    original = Scorer.sequence_scores
+    original = Scorer.sequence_outputs
 
     def recorded(self, input_ids, mask):
         rows.extend(ids[real].tolist() for ids, real in zip(input_ids, mask, strict=True))
         return original(self, input_ids, mask)
 
-    monkeypatch.setattr(Scorer, "sequence_scores", recorded)
+    monkeypatch.setattr(Scorer, "sequence_outputs", recorded)
     return rows
 
 

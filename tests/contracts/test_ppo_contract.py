@@ -350,13 +350,13 @@ def read(monkeypatch):
     from rlhf_lab.models import Scorer
 
     rows = []
-    original = Scorer.sequence_scores
+    original = Scorer.sequence_outputs
 
     def recorded(self, input_ids, mask):
         rows.extend(tuple(ids[real].tolist()) for ids, real in zip(input_ids, mask, strict=True))
         return original(self, input_ids, mask)
 
-    monkeypatch.setattr(Scorer, "sequence_scores", recorded)
+    monkeypatch.setattr(Scorer, "sequence_outputs", recorded)
     return rows
 
 
