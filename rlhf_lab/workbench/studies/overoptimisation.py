@@ -11,7 +11,9 @@ from matplotlib.figure import Figure
 from rlhf_lab.errors import LabError
 from rlhf_lab.maths import best_of_n_curve, best_of_n_kl
 from rlhf_lab.sandbox.world import World
-from rlhf_lab.workbench.style import BLUE, GREY, ORANGE, PALETTE, empty_figure, styled
+from rlhf_lab.workbench.artefacts import HOUSE
+from rlhf_lab.workbench.reference import summarise
+from rlhf_lab.workbench.style import BLUE, GREEN, GREY, ORANGE, PALETTE, WIDTH, empty_figure, styled
 
 
 class Curve(NamedTuple):
@@ -61,6 +63,28 @@ def figure(curves: Sequence[Curve]) -> Figure:
         ax.set(xlabel="square root of the KL bound (nats)", ylabel=f"gain in {what} (sd)")
         ax.axhline(0, color=GREY, linewidth=0.6)
     axes[0, 1].legend(loc="best")
+    return fig
+
+
+@styled
+def recorded_figure(*worlds: str) -> Figure:
+    """Gold over the recorded seeds, mean and 95% interval, a panel for each world: experiments/reference holds them.
+
+    Errors: `LabError` where nothing is recorded.
+    """
+    fig, axes = empty_figure(1, len(worlds), height=3.2, width=WIDTH if len(worlds) > 1 else WIDTH / 2)
+    for ax, world in zip(axes[0], worlds, strict=True):
+        table = summarise(HOUSE / "experiments/reference" / f"overoptimisation-{world}.jsonl").loc["overoptimisation"]
+        for size, color in zip((60, 250, 1000), (ORANGE, BLUE, GREEN), strict=True):
+            ns = [2**power for power in range(20) if f"gold_{size}_at_{2**power}" in table.index]
+            rows, kl = table.loc[[f"gold_{size}_at_{n}" for n in ns]], np.sqrt([best_of_n_kl(n) for n in ns])
+            ax.plot(kl, rows["mean"], color=color, label=f"{size:,} comparisons")
+            ax.fill_between(kl, rows["low"], rows["high"], color=color, alpha=0.15, linewidth=0)
+        ax.axhline(0, color=GREY, linewidth=0.6)
+        seeds = int(table["seeds"].max())
+        ax.set(title=f"{world.replace('_', '-')} world, {seeds} seeds", xlabel="square root of the KL bound (nats)")
+    axes[0, 0].set_ylabel("gain in gold (sd)")
+    axes[0, 0].legend(loc="best")
     return fig
 
 
