@@ -60,5 +60,5 @@ def as_text(file: str | Path) -> str:
     """The summary as a table for the terminal, with the commands that made it."""
     seeds = sorted({row["seed"] for row in read_jsonl(Path(file))}) if Path(file).is_file() else []
     table = summarise(file)
-    with pd.option_context("display.max_rows", None, "display.width", 120):
+    with pd.option_context("display.max_rows", None, "display.max_columns", None, "display.width", 160):
         return f"{table.round(3)}\nseeds {json.dumps(seeds)}, 95% intervals by Student's t over seeds"
