@@ -57,7 +57,7 @@ from rlhf_lab.training.reward_model import (
 )
 from rlhf_lab.training.rollouts import rollout
 from rlhf_lab.training.sft import SFTConfig, quiet, sft_trainer
-from rlhf_lab.workbench import artefacts
+from rlhf_lab.workbench import artefacts, roles
 
 KINDS = ("bytes", "unigram", "wordpiece")
 NEVER = -1  # an EOS id that no token has
@@ -532,18 +532,18 @@ def test_a_reward_model_that_cannot_be_this_policys_critic(made, tmp_path, capsy
     for case, what in ((POLICIES[0], "has another tokenizer"), (ENCODERS[1], "is an encoder")):
         *_, folder = made(case)
         cfg = SimpleNamespace(reward=str(folder), critic="reward", needs_critic=True, critic_bins=None)
-        critic = artefacts.critic(cfg, str(policy), None)
+        critic = roles.critic(cfg, str(policy), None)
         assert f"critic: the reward model {what}" in capsys.readouterr().out
         assert critic.causal
         assert not critic.head.weight.any()
         with pytest.raises(LabError, match=f"^critic {folder}: {what}.*or 'policy'$"):
-            artefacts.critic(
+            roles.critic(
                 SimpleNamespace(reward="gold", critic=str(folder), needs_critic=True, critic_bins=None),
                 str(policy),
                 None,
             )
     *_, folder = made(POLICIES[1])
-    critic = artefacts.critic(
+    critic = roles.critic(
         SimpleNamespace(reward=str(folder), critic="reward", needs_critic=True, critic_bins=None), str(policy), None
     )
     assert critic.head.weight.any()

@@ -12,7 +12,7 @@ from rlhf_lab.training.checkpoints import load_training, save_training
 from rlhf_lab.training.ppo import ppo_updates
 from rlhf_lab.training.reward_model import RewardModelConfig, reward_model_start, reward_model_steps
 from rlhf_lab.training.sft import SFTConfig, quiet, sft_trainer
-from rlhf_lab.workbench import adapted
+from rlhf_lab.workbench import roles
 from rlhf_lab.workbench.stages import PPOStage, RewardModelStage, SFTStage
 
 LORA = LoraConfig(rank=2, alpha=4)
@@ -170,24 +170,24 @@ def test_a_reward_model_s_adapter_learns_and_serves_ppo_on_the_policy_s_base(bas
     reward.save(tmp_path / "reward", tokenizer)
 
     policy = load_policy(base, lora=LORA)
-    shared = adapted.shared_reward(str(tmp_path / "reward"), tokenizer, policy)
+    shared = roles.shared_reward(str(tmp_path / "reward"), tokenizer, policy)
     cfg = PPOStage(lora={"rank": 2}, critic="reward")
-    critic = adapted.adapter_critic(cfg, policy, str(tmp_path / "reward"))
+    critic = roles.adapter_critic(cfg, policy, str(tmp_path / "reward"))
     assert shared.scorer.shared is critic.shared is policy.shared
     assert same(weights_of(shared.scorer), weights_of(reward)) and same(weights_of(critic), weights_of(reward))
     assert not trained(shared.scorer) and len(trained(critic)) == len(trained(reward))
-    assert adapted.reference(str(base), policy).shared is policy.shared
-    assert adapted.shared_reward(str(base), tokenizer, policy) is None  # no adapter
-    assert adapted.shared_reward("file.py:name", tokenizer, policy) is None
+    assert roles.reference(str(base), policy).shared is policy.shared
+    assert roles.shared_reward(str(base), tokenizer, policy) is None  # no adapter
+    assert roles.shared_reward("file.py:name", tokenizer, policy) is None
 
 
 def test_a_critic_that_cannot_stand_on_the_base(base, capsys):
     policy = load_policy(base, lora=LORA)
-    critic = adapted.adapter_critic(PPOStage(lora={"rank": 3}), policy, str(base))
+    critic = roles.adapter_critic(PPOStage(lora={"rank": 3}), policy, str(base))
     assert "no adapter of the policy's base, so the critic starts from the policy" in capsys.readouterr().out
     assert next(critic.parameters()).shape[0] == 3
-    with pytest.raises(LabError, match=f"critic {base}: is no adapter of {base}; choose 'reward' or 'policy'"):
-        adapted.adapter_critic(PPOStage(lora={"rank": 3}, critic=str(base)), policy, str(base))
+    with pytest.raises(LabError, match=f"critic {base}: is no adapter of the policy's base; choose 'reward' or 'policy'"):
+        roles.adapter_critic(PPOStage(lora={"rank": 3}, critic=str(base)), policy, str(base))
 
 
 @pytest.mark.parametrize(

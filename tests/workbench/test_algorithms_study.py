@@ -14,7 +14,7 @@ from rlhf_lab.models import load_policy, save_policy
 from rlhf_lab.rewards import WeightedReward
 from rlhf_lab.training import metrics
 from rlhf_lab.training.best_of_n import Pool
-from rlhf_lab.workbench import artefacts
+from rlhf_lab.workbench import roles
 from rlhf_lab.workbench.stages import AlgorithmsStage, PPOStage
 from rlhf_lab.workbench.studies import algorithm_results as kept
 from rlhf_lab.workbench.studies import algorithms
@@ -232,7 +232,7 @@ def test_a_mix_of_rewards_from_a_config(tmp_path):
     )
     name = f"{tmp_path}/own.py:words"
     cfg = PPOStage.parse({"reward": {name: 0.5, "yours": -2}})
-    reward = artefacts.reward(cfg, None, None, lambda completions, **_: [1.0] * len(completions))
+    reward = roles.reward(cfg, None, None, lambda completions, **_: [1.0] * len(completions))
     assert isinstance(reward, WeightedReward)
     assert metrics.reward_parts(reward) == {}  # before the first call
     assert reward(prompts=["p", "p"], completions=["a b", "a b c d"]) == [1.0 - 2.0, 2.0 - 2.0]
@@ -245,7 +245,7 @@ def test_a_mix_that_is_none_is_refused(wrong):
     with pytest.raises(LabError, match="reward"):
         PPOStage.parse({"reward": wrong})
     with pytest.raises(LabError, match="no rewards given"):
-        artefacts.reward(PPOStage.parse({"reward": {}}), None, None, None)
+        roles.reward(PPOStage.parse({"reward": {}}), None, None, None)
 
 
 def test_the_critic_starts_from_the_model_of_a_mix(tmp_path):
@@ -253,6 +253,6 @@ def test_the_critic_starts_from_the_model_of_a_mix(tmp_path):
     scorer = make_scorer()
     scorer.save(tmp_path / "reward", make_tokenizer())
     mixed = PPOStage(reward={"gold": 0.1, str(tmp_path / "reward"): 1.0})
-    critic = artefacts.critic(mixed, str(tmp_path / "sft"), load_policy(tmp_path / "sft"))
+    critic = roles.critic(mixed, str(tmp_path / "sft"), load_policy(tmp_path / "sft"))
     ours, theirs = dict(critic.named_parameters()), dict(scorer.named_parameters())
     assert all(torch.equal(ours[name], theirs[name]) for name in theirs)

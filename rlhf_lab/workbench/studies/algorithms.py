@@ -25,7 +25,7 @@ from rlhf_lab.training.ppo import ppo_start, ppo_updates
 from rlhf_lab.training.ppo_config import GROUPED
 from rlhf_lab.training.rejection_sampling import raft_rounds, raft_start
 from rlhf_lab.training.sft import quiet
-from rlhf_lab.workbench import artefacts
+from rlhf_lab.workbench import artefacts, roles
 from rlhf_lab.workbench.evaluation import Measure
 from rlhf_lab.workbench.runs import Run
 from rlhf_lab.workbench.stages import AlgorithmsStage, PPOStage, settle_precision
@@ -78,7 +78,7 @@ def common_ground(cfg: AlgorithmsStage, run: Run) -> Ground:
     train, held_out = data.to_text(train, tokenizer), data.to_text(held_out, tokenizer)
     reference = models.load_policy(path, trainable=False)
     cfg = settle_precision(cfg, reference)
-    reward = artefacts.reward(cfg.model_copy(update={"reward": name}), world, tokenizer, None)
+    reward = roles.reward(cfg.model_copy(update={"reward": name}), world, tokenizer, None)
     needed = max(cfg.batch_size, cfg.replies // 2)
     if len(train) < needed:
         raise LabError(f"prompts: {len(train)} to learn from, but 'replies' takes {needed}; give more, or lower it")
@@ -159,7 +159,7 @@ def _online(method: str, ground: Ground, watch: Watch) -> Outcome:
     """PPO and its relatives: `replies` in updates of `batch_size`, each from the policy of the one before."""
     settings = online_settings(ground.cfg, method, ground.reward_name)
     policy = models.load_policy(ground.sft_path)
-    critic = artefacts.critic(settings, ground.sft_path, policy)
+    critic = roles.critic(settings, ground.sft_path, policy)
     state = ppo_start(
         settings,
         policy=policy,
