@@ -186,7 +186,7 @@ def test_a_critic_that_cannot_stand_on_the_base(base, capsys):
     critic = roles.adapter_critic(PPOStage(lora={"rank": 3}), policy, str(base))
     assert "no adapter of the policy's base, so the critic starts from the policy" in capsys.readouterr().out
     assert next(critic.parameters()).shape[0] == 3
-    with pytest.raises(LabError, match=f"critic {base}: is no adapter of the policy's base; choose 'reward' or 'policy'"):
+    with pytest.raises(LabError, match=f"critic {base}: is no adapter of the policy's base; choose 'reward' or"):
         roles.adapter_critic(PPOStage(lora={"rank": 3}, critic=str(base)), policy, str(base))
 
 
