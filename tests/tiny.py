@@ -11,7 +11,7 @@ from tokenizers.models import WordLevel
 
 from rlhf_lab.models import Scorer
 from rlhf_lab.models.loading import prepare
-from rlhf_lab.training.ppo import PPOConfig, PPOState, PPOStats, ppo_start
+from rlhf_lab.training.ppo import PPOConfig, PPOState, PPOStats, ppo_start, ppo_updates
 from rlhf_lab.training.rollouts import Rollout, rollout
 
 EOS, PAD = 0, 1
@@ -107,13 +107,35 @@ def make_config(**changes) -> PPOConfig:
 
 
 def start(config: PPOConfig, *, reward: Callable = count_words, prompts=PROMPTS, pad="<pad>", **models) -> PPOState:
-    """`ppo_start` with a fresh policy and critic of known weights, unless others are given."""
+    """`ppo_start` with a policy, and a critic where the method has one, of known weights, unless others are given."""
     models = {"policy": None, "critic": None} | models
-    policy, critic = models.pop("policy") or make_policy(), models.pop("critic") or make_scorer()
+    policy, critic = models.pop("policy") or make_policy(), models.pop("critic")
+    if critic is None and config.needs_critic:
+        critic = make_scorer()
     tokenizer = make_tokenizer(pad=pad)
     return ppo_start(
         config, policy=policy, critic=critic, reward=reward, tokenizer=tokenizer, prompts=prompts, **models
     )
+
+
+ARMS = {"left": 1.0, "middle": 0.0, "right": -1.0}
+"""The three-armed bandit of DESIGN 4: one token, and what it is worth."""
+
+
+def learn_bandit(config: PPOConfig) -> torch.Tensor:
+    """(3,) the probabilities of the arms after sampled learning from uniform, without a critic."""
+    policy = Bigram(torch.zeros(3, 3))
+    state = ppo_start(
+        config,
+        policy=policy,
+        critic=None,
+        reward=lambda completions: [ARMS[text] for text in completions],
+        tokenizer=make_tokenizer([*ARMS, "</s>", "<pad>"]),
+        prompts=["left"] * config.batch_size,
+    )
+    for _ in ppo_updates(state):
+        pass
+    return policy.table.detach()[0].softmax(0)
 
 
 def sample(policy, critic, config: PPOConfig, *, reference=None, pad: str = "<pad>", prompts=None) -> Rollout:

@@ -109,18 +109,7 @@ class Run:
         tracking = tracking or TrackingConfig()
         step_name = step_name or ("episode" if "ppo" in stage.lower() else "global_step")
         resolved = plain(config.model_dump(mode="json"))
-        process = psutil.Process()
-        status = Status(
-            state="running",
-            stage=stage,
-            experiment=experiment,
-            host=socket.gethostname(),
-            pid=process.pid,
-            process_start=process.create_time(),
-            process_since_boot=since_boot(process),
-            started=now(),
-            heartbeat=now(),
-        )
+        status = _status_of_this_process(stage, experiment)
         if resume:
             refuse_other_settings(user_path(run_dir), resolved)
             path = reclaim(user_path(run_dir), status)
@@ -128,13 +117,7 @@ class Run:
             path = claim(user_path(run_dir), status) if run_dir else new_directory(status, seed)
         session.close_older(stage)
         facts = plain(provenance(status, seed) | {"tracking": tracking.model_dump(mode="json")})
-        text = yaml.safe_dump(facts | {"config": resolved}, sort_keys=False, allow_unicode=True)
-        try:
-            write_text(path / "config.yaml", text)
-        except LabError as error:
-            with contextlib.suppress(LabError):
-                mark_ended(path, "failed", str(error))
-            raise
+        _write_config(path, facts | {"config": resolved})
         print(f"{stage} run: {_shown(path)}", flush=True)
         tracker = Tracker(tracking, path=path, status=status, config=resolved | {"run": facts}, step_name=step_name)
         run = cls(path, status, tracker, step_name)
@@ -332,6 +315,31 @@ class Run:
         status = self.status.model_copy(update={"heartbeat": now()} | changes)
         write_json(self.path / "status.json", status.model_dump())
         self.status = status
+
+
+def _status_of_this_process(stage: str, experiment: str) -> Status:
+    process = psutil.Process()
+    return Status(
+        state="running",
+        stage=stage,
+        experiment=experiment,
+        host=socket.gethostname(),
+        pid=process.pid,
+        process_start=process.create_time(),
+        process_since_boot=since_boot(process),
+        started=now(),
+        heartbeat=now(),
+    )
+
+
+def _write_config(path: Path, content: dict[str, Any]) -> None:
+    """Write config.yaml. Where that fails the run has failed, and its status says so."""
+    try:
+        write_text(path / "config.yaml", yaml.safe_dump(content, sort_keys=False, allow_unicode=True))
+    except LabError as error:
+        with contextlib.suppress(LabError):
+            mark_ended(path, "failed", str(error))
+        raise
 
 
 def _number(name: str, value: Any) -> float | int:

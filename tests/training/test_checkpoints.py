@@ -14,7 +14,7 @@ from rlhf_lab.errors import LabError
 from rlhf_lab.training.checkpoints import load_checkpoint, load_training, save_training
 from rlhf_lab.training.methods import METHODS
 from rlhf_lab.training.metrics import ppo_metrics
-from rlhf_lab.training.ppo import _update, ppo_start, ppo_updates
+from rlhf_lab.training.ppo import _update, ppo_updates
 from rlhf_lab.training.pretraining import PretrainConfig, pretrain_start, pretrain_steps
 from rlhf_lab.training.reward_model import RewardModelConfig, reward_model_start, reward_model_steps
 
@@ -36,17 +36,7 @@ TEXTS = ["w2 w3 w4", "w5 w6 w7 w8", "w3 w9"]
 def ppo(method: str = "ppo", **changes):
     settings = EVERYTHING | METHODS[method]
     fixed = {"kl_control": "fixed"} if settings["kl_in"] == "loss" else {}
-    config = make_config(**(settings | fixed | changes))
-    critic = make_scorer() if config.needs_critic else None
-    return ppo_start(
-        config,
-        policy=make_policy(),
-        critic=critic,
-        reward=count_words,
-        tokenizer=make_tokenizer(),
-        prompts=PROMPTS,
-        texts=TEXTS,
-    )
+    return start(make_config(**(settings | fixed | changes)), texts=TEXTS)
 
 
 def reward_model(**changes):

@@ -5,13 +5,11 @@ import math
 import pytest
 import torch
 from tiny import (
-    PROMPTS,
     Bigram,
-    count_words,
+    learn_bandit,
     make_config,
     make_policy,
     make_scorer,
-    make_tokenizer,
     sample,
     start,
     weights_of,
@@ -21,7 +19,7 @@ from rlhf_lab.errors import LabError
 from rlhf_lab.maths import masked_whiten
 from rlhf_lab.training.credit import RunningMoments, estimate_advantages, final_scores
 from rlhf_lab.training.methods import METHODS
-from rlhf_lab.training.ppo import ppo_start, ppo_updates
+from rlhf_lab.training.ppo import ppo_updates
 from rlhf_lab.training.ppo_config import PPOConfig
 from rlhf_lab.training.ppo_step import ppo_step
 from rlhf_lab.training.rollouts import Rollout
@@ -120,7 +118,7 @@ def test_settings_that_make_no_sense_are_refused_by_name(settings, message):
 
 def test_a_critic_where_the_method_has_none_is_refused():
     with pytest.raises(LabError, match="learns without a critic"):
-        start(make_config(**METHODS["rloo"], samples_per_prompt=2))
+        start(make_config(**METHODS["rloo"], samples_per_prompt=2), critic=make_scorer())
 
 
 def test_ptx_without_texts_is_refused():
@@ -205,18 +203,6 @@ def test_micro_batches_change_nothing_under_any_reduction(reduction):
 # ---- The loop
 
 
-def no_critic(config, **options):
-    return ppo_start(
-        config,
-        policy=make_policy(),
-        critic=None,
-        reward=count_words,
-        tokenizer=make_tokenizer(),
-        prompts=PROMPTS,
-        **options,
-    )
-
-
 def test_critic_warm_up_leaves_the_policy_alone():
     state = start(make_config(updates=2, critic_warmup=1))
     updates, policy, critic = ppo_updates(state), weights_of(state.policy), weights_of(state.critic)
@@ -229,7 +215,7 @@ def test_critic_warm_up_leaves_the_policy_alone():
 
 def test_learning_rates_warm_up_and_decay():
     def rates(**settings):
-        state = no_critic(make_config(updates=4, lr=1.0, advantage="reinforce++", epochs=1, minibatches=1, **settings))
+        state = start(make_config(updates=4, lr=1.0, advantage="reinforce++", epochs=1, minibatches=1, **settings))
         return [update.lr for update in ppo_updates(state)]
 
     assert rates() == pytest.approx([1, 0.75, 0.5, 0.25])
@@ -245,21 +231,21 @@ def test_learning_rates_warm_up_and_decay():
 )
 def test_the_kl_controller_moves_the_coefficient_of_the_next_update(control, factor):
     config = make_config(updates=2, kl_control=control, kl_horizon=100, kl_coef=0.4, advantage="reinforce++")
-    first, second = ppo_updates(no_critic(config))
+    first, second = ppo_updates(start(config))
     assert first.kl_coef == 0.4
     assert second.kl_coef == pytest.approx(0.4 * factor)
 
 
 def test_running_scaling_divides_by_the_deviation_of_all_scores_so_far():
     config = make_config(updates=2, score_scaling="running", advantage="reinforce++")
-    first, second = ppo_updates(no_critic(config))
+    first, second = ppo_updates(start(config))
     assert first.score_scale == pytest.approx(first.rollout.scores.double().std().item())
     both = torch.cat([first.rollout.scores, second.rollout.scores]).double()
     assert second.score_scale == pytest.approx(both.std().item())
 
 
 def test_the_average_of_the_weights_is_kept_and_can_be_looked_at():
-    state = no_critic(make_config(updates=2, ema=0.75, advantage="reinforce++"))
+    state = start(make_config(updates=2, ema=0.75, advantage="reinforce++"))
     history = [weights_of(state.policy)]
     for _ in ppo_updates(state):
         history.append(weights_of(state.policy))
@@ -273,25 +259,13 @@ def test_the_average_of_the_weights_is_kept_and_can_be_looked_at():
 # ---- Learning: the three-armed bandit of DESIGN 4, its optimum e^r normalised
 
 OPTIMUM = torch.tensor([0.6652, 0.2447, 0.0900])
-WORTH = {"left": 1.0, "middle": 0.0, "right": -1.0}
 
 
 def learned(method: str, seed: int = 0, **changes) -> torch.Tensor:
     """The policy after sampled learning, from uniform."""
     settings = {"updates": 100, "batch_size": 16, "samples_per_prompt": 4, "epochs": 1, "minibatches": 1, "lr": 0.05}
     settings |= {"max_new_tokens": 1, "kl_coef": 1.0, "missing_eos_penalty": 0.0, "seed": seed}
-    policy = Bigram(torch.zeros(3, 3))
-    state = ppo_start(
-        make_config(**(settings | METHODS[method] | changes)),
-        policy=policy,
-        critic=None,
-        reward=lambda completions: [WORTH[text] for text in completions],
-        tokenizer=make_tokenizer(["left", "middle", "right", "</s>", "<pad>"]),
-        prompts=["left"] * 16,
-    )
-    for _ in ppo_updates(state):
-        pass
-    return policy.table.detach()[0].softmax(0)
+    return learn_bandit(make_config(**(settings | METHODS[method] | changes)))
 
 
 def distance(p: torch.Tensor, q: torch.Tensor) -> float:
