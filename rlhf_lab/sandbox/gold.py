@@ -2,6 +2,7 @@
 
 import functools
 import hashlib
+import math
 from collections import Counter
 
 from rlhf_lab.config import Config
@@ -70,7 +71,8 @@ def gold_parts(prompt: str, completion: str, weights: GoldWeights) -> dict[str, 
         ),
         "manner": (
             sum(a * kinds[kind] - b * kinds[kind] ** 2 for kind, (a, b) in weights.manner.items())
-            + weights.wording * sum(_wording(word) for word in set(words))
+            # fsum: a set of words comes in another order in each process, and a plain sum would differ in its last bit
+            + weights.wording * math.fsum(_wording(word) for word in set(words))
         ),
     }
 

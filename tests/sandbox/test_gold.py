@@ -60,3 +60,26 @@ def test_wording_separates_replies_that_would_tie():
 def test_another_language_is_refused():
     with pytest.raises(ValueError, match="not a prompt of the sandbox language"):
         gold_parts("what is the capital of France?", "Paris", WEIGHTS)
+
+
+def test_gold_is_the_same_to_the_last_bit_in_every_process():
+    """Python hashes words differently in each process, so a sum over a set of them comes in another order."""
+    import os
+    import subprocess
+    import sys
+
+    code = (
+        "from rlhf_lab.sandbox.world import World; w = World.load(); rows = w.demonstrations(200);"
+        "print([g.hex() for g in w.gold([r['prompt'] for r in rows], [r['completion'] for r in rows])])"
+    )
+    said = {
+        subprocess.run(
+            [sys.executable, "-c", code],
+            env={**os.environ, "PYTHONHASHSEED": seed},
+            capture_output=True,
+            text=True,
+            check=True,
+        ).stdout
+        for seed in ("0", "1", "2")
+    }
+    assert len(said) == 1
