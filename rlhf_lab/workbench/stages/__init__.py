@@ -1,0 +1,43 @@
+"""The parameters of each notebook: the settings of its room and those that every run has.
+
+A notebook's parameters cell holds exactly the fields of its model here; a test compares them.
+"""
+
+from rlhf_lab.workbench.stages.algorithms import AlgorithmsStage, Method
+from rlhf_lab.workbench.stages.base import StageConfig, TrainingStage, begin, follow, settle_precision
+from rlhf_lab.workbench.stages.judge_bias import JudgeBiasStage
+from rlhf_lab.workbench.stages.overoptimisation import OverOptimisationStage
+from rlhf_lab.workbench.stages.pipeline import PPOStage, PretrainStage, RewardModelStage, SFTStage
+from rlhf_lab.workbench.stages.synthetic_feedback import AlmostLabels, JudgeLabels, SyntheticFeedbackStage
+
+STAGES: dict[str, type[StageConfig]] = {
+    "00_pretrain": PretrainStage,
+    "01_sft": SFTStage,
+    "02_reward_model": RewardModelStage,
+    "03_ppo": PPOStage,
+    "04_judge_bias": JudgeBiasStage,
+    "05_algorithms": AlgorithmsStage,
+    "06_synthetic_feedback": SyntheticFeedbackStage,
+    "10_overoptimisation": OverOptimisationStage,
+}
+"""Notebook stem -> the model of its parameters."""
+
+__all__ = [
+    "STAGES",
+    "AlgorithmsStage",
+    "AlmostLabels",
+    "JudgeBiasStage",
+    "JudgeLabels",
+    "Method",
+    "OverOptimisationStage",
+    "PPOStage",
+    "PretrainStage",
+    "RewardModelStage",
+    "SFTStage",
+    "StageConfig",
+    "SyntheticFeedbackStage",
+    "TrainingStage",
+    "begin",
+    "follow",
+    "settle_precision",
+]
