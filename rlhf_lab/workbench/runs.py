@@ -243,6 +243,7 @@ class Run:
         results = plain(dict(results or {}))
         write_json(self.path / "results.json", results)
         self.tracker.summary(results)
+        self.tracker.lineage()
         self.close("done", "")
         print(
             f"{self.stage} run done in {duration(time.monotonic() - self._began)}: {_shown(self.path)}",

@@ -19,6 +19,7 @@ from urllib.parse import urlparse
 
 from rlhf_lab.config import Config
 from rlhf_lab.errors import LabError
+from rlhf_lab.workbench import lineage
 from rlhf_lab.workbench.records import Status, one_line
 from rlhf_lab.workbench.secrets import redact
 from rlhf_lab.workbench.session import shell
@@ -39,7 +40,7 @@ class TrackingConfig(Config):
     entity: str = ""  # user or team; "" is your default one
     group: str = ""  # runs that belong together; "" is the experiment
     job_type: str = ""  # "" is the stage
-    tags: list[str] = []
+    tags: list[str] = []  # [] is the commit and, in a sweep, the point
     notes: str = ""
     mode: Literal["", "online", "offline", "disabled"] = ""  # "" lets wandb choose, see above
 
@@ -82,6 +83,16 @@ class Tracker:
         if self._run is not None:
             self._guard("set the summary", lambda: self._run.summary.update(values))
 
+    def lineage(self) -> None:
+        """Tell what the run took and what it has made. Call it when all is made."""
+
+        def send() -> None:
+            with _quietly(), _staging(self._path / "wandb"):
+                lineage.send(self._run, lineage.taken_by(self._path, self._config), lineage.made_by(self._path))
+
+        if self._run is not None:
+            self._guard("log the lineage", send, vital=False)
+
     def finish(self, exit_code: int = 0, *, patience_s: float | None = None) -> None:
         """End the run, as failed unless `exit_code` is 0. patience_s: wait no longer, in seconds."""
         global _open
@@ -100,12 +111,13 @@ class Tracker:
             thread.start()
             thread.join(patience_s)
 
-    def _guard(self, what: str, action: Callable[[], Any]) -> None:
+    def _guard(self, what: str, action: Callable[[], Any], *, vital: bool = True) -> None:
         try:
             action()
         except Exception as error:
             print(f"wandb could not {what} ({_safe(error)}); the run goes on without it", flush=True)
-            self._run, self._broken = None, True
+            if vital:
+                self._run, self._broken = None, True
 
     def _start(self) -> None:
         mode = _mode(self._labels)
@@ -140,6 +152,9 @@ class Tracker:
         }
         settings = {name: value for name, value in wanted.items() if name in wandb.Settings.model_fields}
         labels = self._labels
+        own_tags = (
+            [] if os.environ.get("WANDB_TAGS") else lineage.tags(self._path, self._config.get("run", {}).get("git"))
+        )
         resume = {"id": self._id, "resume": "allow"} if self._id else {}
         with _quietly():
             return wandb.init(
@@ -151,7 +166,7 @@ class Tracker:
                 entity=labels.entity or None,
                 group=_label(labels.group or self._status.experiment, "WANDB_RUN_GROUP", self._status.experiment),
                 job_type=_label(labels.job_type or self._status.stage, "WANDB_JOB_TYPE", self._status.stage),
-                tags=labels.tags or None,
+                tags=labels.tags or own_tags or None,
                 notes=labels.notes or None,
                 # the first run is also `wandb.run`; one inside another must not end the outer one
                 reinit="create_new" if _open else "default",
