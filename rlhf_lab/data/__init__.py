@@ -4,7 +4,7 @@ from rlhf_lab.data.collation import Padded, left_pad, right_pad
 from rlhf_lab.data.formats import preferences_to_rankings, rankings_to_preferences
 from rlhf_lab.data.loading import load_demonstrations, load_preferences, load_prompts, load_rankings, load_ratings
 from rlhf_lab.data.reading import column_names
-from rlhf_lab.data.splits import Split, hold_out, unseen
+from rlhf_lab.data.splits import Split, hold_out, hold_out_openings, unseen
 from rlhf_lab.data.tokenising import (
     Encoded,
     cut_prompt,
@@ -26,6 +26,7 @@ __all__ = [
     "encode_prompt",
     "encode_reply",
     "hold_out",
+    "hold_out_openings",
     "left_pad",
     "load_demonstrations",
     "load_preferences",

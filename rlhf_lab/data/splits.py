@@ -2,6 +2,8 @@
 
 import hashlib
 import json
+import random
+from collections import Counter
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -11,6 +13,7 @@ from rlhf_lab.data.validation import one_line
 from rlhf_lab.errors import LabError
 
 SHARE = 5  # at most a fifth of the prompts is held back
+REPLY = "\n\nAssistant:"  # begins a reply in dialogues that are one text, as in HH-RLHF
 
 
 class Split(NamedTuple):
@@ -38,6 +41,30 @@ def hold_out(rows: Dataset, count: int) -> Split:
     return Split(rows.select(train), rows.select(sorted(first[key] for key in held)))
 
 
+def hold_out_openings(rows: Dataset, count: int, *, seed: int) -> Split:
+    """Hold back `count` rows or a few more: all rows whose dialogues open alike are held back together, or none is.
+
+    An opening is what the human says first. Dialogues that share it often share more, so a reward model that has
+    learned from one knows something of the other. The seed decides which; the order of the rows does not matter.
+    Errors: `LabError` where that would leave no row, or fewer than two openings are there.
+    """
+    openings = [_opening(prompt) for prompt in rows["prompt"]]
+    order = sorted(set(openings))
+    if len(order) < 2 or count >= len(rows):
+        what = f"{len(rows)} rows with {len(order)} different openings"
+        raise LabError(f"{what} cannot be split into {count} held-out ones and others; lower 'n_heldout'")
+    random.Random(seed).shuffle(order)
+    sizes = Counter(openings)
+    held, found = set(), 0
+    for opening in order[:-1]:
+        if found >= count:
+            break
+        held.add(opening)
+        found += sizes[opening]
+    parts = ([n for n, o in enumerate(openings) if (o in held) is side] for side in (False, True))
+    return Split(*(rows.select(part) for part in parts))
+
+
 def unseen(heldout: Dataset, train: Dataset, *, on_bad: str = "raise") -> Dataset:
     """The held-out rows, none of whose prompts is among the training rows'. Blanks do not make two prompts of one.
 
@@ -57,6 +84,13 @@ def unseen(heldout: Dataset, train: Dataset, *, on_bad: str = "raise") -> Datase
         raise LabError(f"{what}, so no row is left to measure on; give other held-out rows")
     print(f"dropped {what.replace(' have', ', which have')}")
     return heldout.select(sorted(set(range(len(heldout))) - set(shared)))
+
+
+def _opening(prompt: str | Sequence[dict[str, Any]]) -> str:
+    """What the human says first, without regard to blanks."""
+    if not isinstance(prompt, str):
+        prompt = next((turn["content"] for turn in prompt if turn["role"] == "user"), _text(prompt))
+    return " ".join(prompt.partition(REPLY)[0].split())
 
 
 def _key(prompt: str | Sequence[dict[str, Any]]) -> str:

@@ -20,6 +20,7 @@ from rlhf_lab.training.reward_model import RewardModelEval, score_replies
 from rlhf_lab.workbench.experiments.files import read_yaml
 from rlhf_lab.workbench.experiments.taken import note_taken
 from rlhf_lab.workbench.notebooks import execute
+from rlhf_lab.workbench.plots import calibration_table
 from rlhf_lab.workbench.records import latest_run, mark_queued, runs_root
 from rlhf_lab.workbench.run_directory import refuse_other_settings
 from rlhf_lab.workbench.runs import Run
@@ -202,15 +203,17 @@ class RewardModelReport(NamedTuple):
     gold: np.ndarray
 
 
-def reward_model_report(cfg, scorer, tokenizer, held_out, before, after: RewardModelEval, world) -> RewardModelReport:
-    """Accuracy before and after, its ceiling, agreement with gold, and what the plots need."""
+def reward_model_report(
+    cfg, scorer, tokenizer, labelled, held_out, before, after: RewardModelEval, world
+) -> RewardModelReport:
+    """Accuracy before and after, that of length alone, its ceiling, agreement with gold, and what the plots need."""
     pairs = [(row["prompt"], *_best_and_worst(row)) for row in held_out]
     prompts, best, worst, ended = (list(column) for column in zip(*pairs, strict=True))
     ours = [
         score_replies(scorer, tokenizer, prompts, side, finished=ends, max_length=cfg.max_length).numpy()
         for side, ends in zip((best, worst), zip(*ended, strict=True), strict=True)
     ]
-    results = {"accuracy": after.accuracy}
+    results = {"accuracy": after.accuracy} | _by_length(labelled, best, worst)
     gold = np.full(len(pairs), np.nan)
     if world:
         true = [np.array(world.gold(prompts=prompts, completions=side)) for side in (best, worst)]
@@ -219,14 +222,32 @@ def reward_model_report(cfg, scorer, tokenizer, held_out, before, after: RewardM
     results |= {"accuracy_before": before.accuracy, "loss": after.loss, "comparisons": after.comparisons}
     first_wins = np.random.default_rng(0).random(len(pairs)) < 0.5  # a fair coin says which side is shown first
     gap = ours[0] - ours[1]
+    probability = 1 / (1 + np.exp(-np.where(first_wins, gap, -gap)))
+    bins = calibration_table(probability, first_wins.astype(float))
+    results["calibration_gap"] = float(np.average((bins["share"] - bins["said"]).abs(), weights=bins["n"]))
     return RewardModelReport(
         pd.DataFrame({"value": {name.replace("_", " "): value for name, value in results.items()}}).round(3),
         results,
-        1 / (1 + np.exp(-np.where(first_wins, gap, -gap))),
+        probability,
         first_wins.astype(float),
         np.concatenate(ours),
         gold,
     )
+
+
+def _by_length(labelled, best: list[str], worst: list[str]) -> dict[str, float]:
+    """The accuracy of "the longer one", or "the shorter" where the training data prefer that; a tie counts 1/2."""
+    if "ranks" not in labelled.column_names:
+        return {}
+
+    def longer(better: list[str], other: list[str]) -> float:
+        more = np.array([len(a.split()) for a in better]) - np.array([len(b.split()) for b in other])
+        return float(((more > 0) + 0.5 * (more == 0)).mean())
+
+    sides = [_best_and_worst(row)[:2] for row in labelled if len(set(row["ranks"])) > 1]
+    rule = longer(*zip(*sides, strict=True)) >= 0.5
+    share = longer(best, worst)
+    return {"accuracy_of_length": share if rule else 1 - share}
 
 
 def _best_and_worst(row) -> tuple[str, str, tuple[bool, bool]]:

@@ -2,17 +2,38 @@
 
 import json
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 
 from rlhf_lab import data
 from rlhf_lab.errors import LabError
+from rlhf_lab.models import load_policy, load_tokenizer
 from rlhf_lab.sandbox.world import World
 from rlhf_lab.training.reward_model import normalise_to_reference, shift_to_demonstrations
 from rlhf_lab.training.rollouts import sample_replies
-from rlhf_lab.workbench.artefacts import load_rankings, source
+from rlhf_lab.workbench.artefacts import checkpoint, load_rankings, source
 from rlhf_lab.workbench.runs import Run
+
+
+class Beginning(NamedTuple):
+    """What a reward model starts from, and the policy that answers prompts where one is needed."""
+
+    path: str
+    tokenizer: Any
+    policy: Any  # None where nothing is sampled
+    policy_tokenizer: Any
+
+
+def beginning(cfg) -> Beginning:
+    """The model named by `model`, or the policy itself."""
+    policy_path = checkpoint(cfg.policy, "sft", cfg) if cfg.policy and (cfg.needs_policy or not cfg.model) else None
+    path = cfg.model or policy_path
+    tokenizer = load_tokenizer(path)
+    if not cfg.needs_policy:
+        return Beginning(path, tokenizer, None, None)
+    own = load_tokenizer(policy_path) if cfg.model else tokenizer
+    return Beginning(path, tokenizer, load_policy(policy_path, trainable=False), own)
 
 
 def sandbox_ratings(cfg, run: Run, world: World | None, files: dict[str, Path]) -> dict[str, Path]:
@@ -48,6 +69,46 @@ def training_rows(cfg, files: dict[str, Path], tokenizer):
         return data.load_ratings(where)
     rows = data.load_ratings(where, columns=cfg.columns, limit=cfg.n_prompts, on_bad=cfg.on_bad)
     return data.to_text(rows, tokenizer)
+
+
+def held_out_split(cfg, files: dict[str, Path], labelled, tokenizer) -> data.Split:
+    """What is learned from and what is measured on: no prompt is in both, and for `split` no opening either."""
+    if cfg.heldout == "split":
+        return data.hold_out_openings(labelled, cfg.n_heldout, seed=cfg.seed)
+    held_out = load_rankings(
+        cfg.heldout, files, "heldout_comparisons", cfg.columns, cfg.n_heldout, tokenizer, on_bad=cfg.on_bad
+    )
+    return data.Split(labelled, data.unseen(held_out, labelled, on_bad=cfg.on_bad))
+
+
+def demonstrations(cfg, files: dict[str, Path], tokenizer):
+    """Replies whose mean score is to be 0, as text; None where there are none."""
+    if not cfg.demonstrations:
+        return None
+    rows = data.load_demonstrations(source(cfg.demonstrations, files, "demonstrations"), on_bad=cfg.on_bad)
+    return data.to_text(rows, tokenizer)
+
+
+def that_fit(cfg, scorer, tokenizer, rows):
+    """The rows all of whose replies fit into what the model reads; with `on_bad: drop` the others are left out.
+
+    A reply is never cut. Errors: `LabError` naming the first row that does not fit, or when none is left.
+    """
+    room = scorer.limit(cfg.max_length)
+    if room is None:
+        return rows
+    texts = rows["completions"] if "completions" in rows.column_names else [[text] for text in rows["completion"]]
+    longest = [max(len(data.encode_reply(tokenizer, text)) for text in replies) for replies in texts]
+    bad = [number for number, length in enumerate(longest) if length >= room]
+    if not bad:
+        return rows
+    what = f"{len(bad)} of {len(rows)} rows have a reply that leaves no room for a prompt in {room} tokens"
+    if cfg.on_bad != "drop":
+        raise LabError(f"{what}, the first is row {bad[0] + 1}; raise 'max_length', or leave them out: on_bad='drop'")
+    if len(bad) == len(rows):
+        raise LabError(f"{what}, so none is left; raise 'max_length'")
+    print(f"dropped {what.replace(' have', ', which have')}")
+    return rows.select(sorted(set(range(len(rows))) - set(bad)))
 
 
 class Sample(NamedTuple):

@@ -45,8 +45,26 @@ def gpt2(tmp_path) -> str:
     return str(tmp_path / "gpt2")
 
 
+@pytest.fixture
+def encoder(tmp_path) -> str:
+    """A BERT, which reads in both directions, with a vocabulary of the sentences' words."""
+    from tokenizers import BertWordPieceTokenizer
+    from transformers import BertConfig, BertModel, PreTrainedTokenizerFast
+
+    pieces = BertWordPieceTokenizer()
+    pieces.train_from_iterator(SENTENCES * 20, vocab_size=200)
+    names = {"cls_token": "[CLS]", "sep_token": "[SEP]", "pad_token": "[PAD]", "unk_token": "[UNK]"}
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=pieces._tokenizer, **names)
+    torch.manual_seed(0)
+    sizes = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 48}
+    config = BertConfig(vocab_size=len(tokenizer), max_position_embeddings=64, **sizes)
+    BertModel(config).save_pretrained(tmp_path / "encoder")
+    tokenizer.save_pretrained(tmp_path / "encoder")
+    return str(tmp_path / "encoder")
+
+
 @pytest.mark.slow
-def test_the_chain_on_ones_own_model_and_files(tmp_path, gpt2):
+def test_the_chain_on_ones_own_model_and_files(tmp_path, gpt2, encoder):
     prompts = [f"{a}, so" for a in SENTENCES]
     demos = [{"prompt": p, "completion": f" {s}"} for p in prompts for s in SENTENCES]
     pairs = [{"question": p, "chosen": f" {s}", "rejected": f" {s} and {s}"} for p in prompts for s in SENTENCES]
@@ -87,6 +105,10 @@ def test_the_chain_on_ones_own_model_and_files(tmp_path, gpt2):
             "policy": "{sft}", "preferences": files["preferences"], "heldout": files["heldout_pairs"],
             "columns": {"prompt": "question"}, "demonstrations": files["demonstrations"],
         }),
+        ("encoder", "02_reward_model", {
+            "policy": "", "model": encoder, "preferences": files["preferences"], "heldout": "split", "n_heldout": 5,
+            "columns": {"prompt": "question"}, "demonstrations": "", "normalise": "off", "reversed_too": False,
+        }),
         ("ppo", "03_ppo", {**ppo, "reward": "{reward_model}"}),
         ("ppo_function", "03_ppo", {**ppo, "reward": f"{tmp_path / 'mine.py'}:short", "critic": "policy"}),
         ("judge_bias", "04_judge_bias", {
@@ -104,6 +126,9 @@ def test_the_chain_on_ones_own_model_and_files(tmp_path, gpt2):
     run_lab(tmp_path, file)
     results = json.loads((tmp_path / "runs" / "mine" / "results.json").read_text())["results"]
     assert results["reward_model"]["comparisons"] == 25
+    assert results["encoder"]["comparisons"] == 5  # an opening's pairs stay together: one of five openings
+    assert results["encoder"]["accuracy_of_length"] == 1.0  # the shorter reply is always the better one here
+    assert "accuracy_reversed" not in results["encoder"]
     assert "gold" not in results["ppo"]
     assert results["ppo_function"]["score"] <= 0
 

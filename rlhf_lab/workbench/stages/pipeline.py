@@ -39,12 +39,13 @@ class RewardModelStage(TrainingStage, RewardModelConfig):
     """02_reward_model: from ranked or rated replies to a reward model."""
 
     policy: str = "auto"  # the SFT model: it answers the prompts and starts the reward model; "auto" = newest run
+    model: str = ""  # what starts it instead: a path or hub id, an encoder too; policy may then be ""
     preferences: str = "sandbox"  # a file or hub id with prompt, chosen, rejected, or prompt, completions, ranks
     columns: dict[str, str] = {}
     on_bad: OnBad = "raise"
     ratings: str = "sandbox"  # for losses regression and bins: a file or hub id with prompt, completion, rating
-    heldout: str = "sandbox"  # comparisons to test on, in the format of preferences
-    demonstrations: str = "sandbox"  # replies whose mean score becomes 0
+    heldout: str = "sandbox"  # comparisons to test on, in the format of preferences; "split" = n_heldout of these
+    demonstrations: str = "sandbox"  # replies whose mean score becomes 0; "" = none, for another normalise
     normalise: Literal["off", "demonstrations", "reference"] = "demonstrations"  # what sets the scores' zero, and unit
     reference_replies: int = Field(512, ge=2)  # of the SFT model, for normalise `reference`
     members: int = Field(1, ge=1, le=16)  # reward models of an ensemble; heads and order of the data differ
@@ -53,13 +54,25 @@ class RewardModelStage(TrainingStage, RewardModelConfig):
     n_heldout: int = Field(500, ge=1)
     k: int = Field(4, ge=2, le=9)  # replies ranked for each prompt
     max_new_tokens: int = Field(40, ge=1)
+    reversed_too: bool = True  # also train on the reversed ranking, to be shown what that does
     labeler: LabelerConfig = LabelerConfig()
     lora: Lora = None  # an adapter and a head instead of the whole model
 
     @model_validator(mode="after")
-    def _adapters_fit(self) -> Self:
+    def _fits(self) -> Self:
         _refuse_dropout(self.lora)
+        if not self.demonstrations and self.normalise == "demonstrations":
+            raise ValueError("normalise 'demonstrations' needs demonstrations; give some, or normalise: off")
+        if not self.policy and (not self.model or self.needs_policy):
+            raise ValueError("policy is \"\": give 'model' and preferences of your own, and no normalise 'reference'")
+        if self.heldout == "split" and (self.rated or self.preferences == "sandbox"):
+            raise ValueError("heldout 'split' divides comparisons of your own; give 'preferences'")
         return self
+
+    @property
+    def needs_policy(self) -> bool:
+        """Whether the policy must answer prompts, besides perhaps starting the reward model."""
+        return "sandbox" in (self.preferences, self.heldout) or self.normalise == "reference"
 
 
 class PPOStage(TrainingStage, PPOConfig):
