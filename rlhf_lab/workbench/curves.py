@@ -127,7 +127,8 @@ def _curve(ax: Axes, metrics: pd.DataFrame, name: str, x: str | None, band: tupl
         smooth = pd.Series(values).rolling(len(values) // 20, center=True, min_periods=1).mean()
         ax.plot(across, smooth, color=BLUE)
     if name in GLOSSARY and GLOSSARY[name].unit != "1":
-        ax.set_ylabel(GLOSSARY[name].unit, fontsize=7.5, color=GREY)
+        unit = GLOSSARY[name].unit.replace("standard deviations", "SD")  # a small curve is not high enough for it
+        ax.set_ylabel(unit, fontsize=7.5, color=GREY)
     if band is not None:
         _band(ax, band, values)
 

@@ -9,12 +9,13 @@ from typing import NamedTuple
 
 
 class Metric(NamedTuple):
-    """One entry. healthy: (low, high), None where no range can be given."""
+    """One entry. healthy: (low, high), None where no range can be given. otherwise: what to try when it is not well."""
 
     formula: str
     unit: str
     healthy: tuple[float, float] | None
     words: str
+    otherwise: str = ""
 
 
 GLOSSARY: dict[str, Metric] = {
@@ -24,6 +25,8 @@ GLOSSARY: dict[str, Metric] = {
         (0.0, 18.0),
         "How far the policy has moved from the reference. Runs on summaries ended at 14 to 18, "
         "over-optimised ones at 50 and more. Negative for long: a bug in temperature, mask or EOS.",
+        "Too high: raise kl_coef, lower lr, or stop earlier. Negative: sample and score at the same temperature, "
+        "and look at the mask and the EOS.",
     ),
     "objective/kl_k2": Metric(
         "sum_t (logp - ref_logp)^2 / 2", "nats per reply", None, "Estimator k2: biased, and never negative."
@@ -57,27 +60,35 @@ GLOSSARY: dict[str, Metric] = {
         "reward per reply",
         None,
         "What PPO maximises. If the scores rise while this falls, the KL runs away.",
+        "The KL grows faster than the score: raise kl_coef, lower lr, or do fewer epochs.",
     ),
     "objective/kl_coef": Metric(
         "kl_coef",
         "reward per nat",
         None,
         "Constant, or settling when the controller is adaptive; swinging means a bad horizon.",
+        "Lengthen kl_horizon, choose a gentler rule, or fix the coefficient where it was good.",
     ),
     "policy/approxkl_avg": Metric(
         "mean_t (logp - old_logp)^2 / 2",
         "nats per token",
         (0.0, 0.01),
         "How far one update moves the policy. 0 at the first minibatch; above 0.05 the steps are too large.",
+        "Lower lr, do fewer epochs, or set target_kl so that an update stops in time.",
     ),
     "policy/clipfrac_avg": Metric(
         "share of tokens whose clipped branch is the larger loss",
         "share of tokens",
         (0.0, 0.1),
         "Usually under 0.07; above 0.2 the learning rate or the number of epochs is too large.",
+        "Lower lr, do fewer epochs, or take a larger batch.",
     ),
     "policy/entropy_avg": Metric(
-        "mean_t H(pi(. | s_t))", "nats per token", None, "A slow decline is normal; a fast one is collapse."
+        "mean_t H(pi(. | s_t))",
+        "nats per token",
+        None,
+        "A slow decline is normal; a fast one is collapse.",
+        "Lower lr, raise kl_coef, or set a small entropy_coef; then read the samples: are they all alike?",
     ),
     "policy/grad_norm": Metric("norm of the policy's gradient before clipping", "1", None, "Spikes announce trouble."),
     "loss/policy_avg": Metric(
@@ -109,12 +120,14 @@ GLOSSARY: dict[str, Metric] = {
         "1",
         (0.9, 1.1),
         "1 at the first minibatch, and close to it after; 2 or 0.1 is too drastic.",
+        "Lower lr. Off from the first update: dropout is on, or sampling and training differ in temperature or mask.",
     ),
     "val/explained_var": Metric(
         "1 - MSE(V, R) / Var(R)",
         "1",
         (0.0, 1.0),
         "From 0 or less towards 1; still at 0 after 50 updates, the critic does not learn.",
+        "Start the critic from the reward model, raise critic_lr or value_coef, or give it a critic_warmup.",
     ),
     "val/grad_norm": Metric("norm of the critic's gradient before clipping", "1", None, "Spikes announce trouble."),
     "val/num_eos_tokens": Metric(
@@ -125,6 +138,7 @@ GLOSSARY: dict[str, Metric] = {
         "tokens",
         None,
         "Growing with the score: the reward may be paying for length.",
+        "Read the samples; penalise length in the reward, balance the lengths of the comparisons, or raise kl_coef.",
     ),
     "completions/clipped_ratio": Metric(
         "share of replies cut off at the limit",
@@ -137,6 +151,7 @@ GLOSSARY: dict[str, Metric] = {
         "share of replies",
         (0.95, 1.0),
         "Falling: the policy forgets to stop.",
+        "Raise missing_eos_penalty or max_new_tokens, and check that the SFT data end with EOS.",
     ),
     "time/rollout": Metric("time to sample the batch", "s", None, "Grows with the length of replies."),
     "time/score": Metric("time to score the batch", "s", None, "Rewards, reference log-probabilities and values."),
@@ -149,12 +164,15 @@ GLOSSARY: dict[str, Metric] = {
         "reference standard deviations",
         None,
         "The truth that only a sandbox knows. Should rise with the proxy; where it falls, that is over-optimisation.",
+        "The proxy is being exploited: stop here, raise kl_coef, or train the reward model on more comparisons or as "
+        "an ensemble.",
     ),
     "gold/win_rate": Metric(
         "P(gold of the policy's reply > gold of the reference's), ties 1/2",
         "share of prompts",
         (0.5, 1.0),
         "1/2 is no better than the reference.",
+        "Read the samples beside the reference's; check the reward model's accuracy before training on.",
     ),
     "train/loss": Metric(
         "the loss of the stage on the batch",
@@ -187,13 +205,18 @@ GLOSSARY: dict[str, Metric] = {
         "KTO: the point that replies are compared with.",
     ),
     "eval/loss": Metric(
-        "the same loss on held-out data", "nats", None, "Rising while train/loss falls is overfitting."
+        "the same loss on held-out data",
+        "nats",
+        None,
+        "Rising while train/loss falls is overfitting.",
+        "Stop earlier, do fewer epochs, lower lr, or collect more data.",
     ),
     "eval/accuracy": Metric(
         "P(score of the chosen > score of the rejected), ties 1/2",
         "share of comparisons",
         (0.6, 0.85),
         "People agree with each other on about 0.73; above 0.85 on their labels, look for a leak. 1/2 is guessing.",
+        "Check which column is chosen and which rejected, and whether the held-out labels come from the same source.",
     ),
     "eval/gap": Metric(
         "mean score of the chosen - score of the rejected", "reward", None, "Grows as the model grows sure."

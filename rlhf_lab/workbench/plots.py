@@ -203,7 +203,7 @@ def verdict_bars(summary: pd.DataFrame, truth: Mapping[Any, float] | None = None
                 ax.plot(true, place, "D", markersize=7, markerfacecolor="none", markeredgecolor=INK, zorder=5)
                 planted = True
     if planted:
-        ax.plot([], [], "D", markersize=7, markerfacecolor="none", markeredgecolor=INK, label="planted")
+        ax.plot([], [], "D", markersize=7, markerfacecolor="none", markeredgecolor=INK, label="expected")
     ax.set_yticks(range(len(statistics)), [name.replace("_", " ") for name in statistics])
     ax.set_ylim(len(statistics) - 0.5, -0.5)
     ax.grid(axis="y", visible=False)

@@ -94,7 +94,7 @@ def _show(rows: list[dict[str, str]], prompt: str) -> None:
 def _box(answer: Callable[[str], str], examples: list[str]) -> Any:
     import ipywidgets as widgets
 
-    wide = widgets.Layout(width="100%")
+    wide = widgets.Layout(width="auto")  # with 100% its margins would stick out on the right
     field = widgets.Text(value=examples[0] if examples else "", placeholder="your prompt", layout=wide)
     field.continuous_update = False  # tell of a change at Enter, not at every key
     button = widgets.Button(description="Ask", button_style="primary", icon="comment")

@@ -11,15 +11,48 @@ import sys
 import time
 import urllib.request
 from pathlib import Path
+from typing import Any
 
 import nbformat
 import pytest
 
-START_S = 90
+START_S, DRAWN_S = 90, 10
+TALL = 16_000
 SETTINGS = {
     "@jupyterlab/apputils-extension/notification": {"fetchNews": "false", "checkForUpdates": False},
     "@jupyterlab/apputils-extension/themes": {"theme": "JupyterLab Light"},
 }
+CELLS = """
+() => {
+  const notebook = window.jupyterapp.shell.currentWidget.content;
+  const describe = (output, node) => {
+    const data = output.data ?? {};
+    const count = selector => node?.querySelectorAll(selector).length ?? 0;
+    const images = [...node?.querySelectorAll('img') ?? []].flatMap(image => [image.naturalWidth, image.clientHeight]);
+    const widget = 'application/vnd.jupyter.widget-view+json' in data, figure = 'image/png' in data && !widget;
+    return {
+      kind: output.output_type, widget, figure,
+      name: output.name ?? output.ename ?? '',
+      said: [output.evalue ?? output.text ?? ''].flat().join(''),
+      text: node?.innerText ?? '',
+      shown: Math.min(node?.clientWidth ?? 0, node?.clientHeight ?? 0, ...images) > 0
+        && (!widget || count('button, input, canvas, img, table, svg') > 0) && (!figure || count('img') === 1),
+    };
+  };
+  return notebook.widgets.map((cell, place) => ({cell, place})).filter(({cell}) => cell.model.type === 'code')
+    .map(({cell, place}) => ({
+      place,
+      source: cell.model.sharedModel.getSource(),
+      count: cell.model.executionCount,
+      state: cell.model.executionState,
+      outputs: cell.model.outputs.toJSON().map((output, i) =>
+        describe(output, cell.outputArea.widgets[i]?.node.querySelector('.jp-OutputArea-output'))),
+    }));
+}
+"""
+DRAWN = f"""
+() => ({CELLS})().flatMap(cell => cell.outputs).every(output => output.shown || !output.widget && !output.figure)
+"""
 
 
 class Lab:
@@ -27,6 +60,9 @@ class Lab:
 
     def __init__(self, address: str, token: str, folder: Path, page):
         self.address, self.token, self.folder, self.page = address, token, folder, page
+        self.troubles: list[str] = []  # uncaught errors of the page, and what it wrote to its console as an error
+        page.on("pageerror", lambda error: self.troubles.append(str(error)))
+        page.on("console", lambda message: message.type == "error" and self.troubles.append(message.text))
 
     def write(self, name: str, *cells: str) -> Path:
         """A notebook with these code cells."""
@@ -35,6 +71,24 @@ class Lab:
         path = self.folder / name
         nbformat.write(notebook, path)
         return path
+
+    def start(self, command: str = "notebook:run-all-cells") -> None:
+        """Have JupyterLab carry out one of its commands, and do not wait: `window.ended` is true when it has ended."""
+        self.page.evaluate(
+            "name => { window.ended = false;"
+            " window.jupyterapp.commands.execute(name).finally(() => { window.ended = true; }); }",
+            command,
+        )
+
+    def wait(self, condition: str, seconds: float) -> bool:
+        """Wait for a condition of the page; False when it does not come true."""
+        from playwright.sync_api import TimeoutError as TookTooLong
+
+        try:
+            self.page.wait_for_function(condition, timeout=seconds * 1000)
+        except TookTooLong:
+            return False
+        return True
 
     def open(self, name: str) -> None:
         """Open a notebook and wait for its kernel."""
@@ -47,6 +101,16 @@ class Lab:
     def command(self, name: str) -> None:
         """Have JupyterLab carry out one of its commands, and wait for its end."""
         self.page.evaluate("name => window.jupyterapp.commands.execute(name).then(() => null)", name)
+
+    def cells(self) -> list[dict[str, Any]]:
+        """The code cells of the notebook: what has become of each, and each of its outputs as it stands on the page."""
+        size = self.page.viewport_size
+        self.page.set_viewport_size(size | {"height": TALL})  # JupyterLab draws the cells in view
+        self.page.evaluate("window.jupyterapp.shell.currentWidget.content.scrollToItem(0, 'start')")
+        self.wait(DRAWN, DRAWN_S)
+        cells = self.page.evaluate(CELLS)
+        self.page.set_viewport_size(size)
+        return cells
 
     def sources(self) -> list[str]:
         """The cells of the notebook as they stand on the page."""
@@ -95,6 +159,7 @@ def lab_server(tmp_path_factory):
         "IPYTHONDIR": home / "ipython",
     }
     environment = {**os.environ, **{name: str(path) for name, path in places.items()}, "OMP_NUM_THREADS": "1"}
+    environment |= {"WANDB_MODE": "disabled", "OMP_WAIT_POLICY": "PASSIVE"}
     environment["PYTHONPATH"] = os.pathsep.join([str(Path(__file__).parents[2]), os.environ.get("PYTHONPATH", "")])
     command = [sys.executable, "-m", "jupyterlab", "--no-browser", "--allow-root", f"--port={port}", "--ip=127.0.0.1"]
     command += ["--ServerApp.port_retries=0", f"--IdentityProvider.token={token}", f"--ServerApp.root_dir={folder}"]
@@ -121,6 +186,8 @@ def lab(browser, lab_server):
     page = context.new_page()
     page.set_default_timeout(30_000)
     yield Lab(*lab_server, page)
+    with contextlib.suppress(Exception):  # a page that is gone has been told of by its test
+        page.evaluate("window.jupyterapp?.serviceManager.sessions.shutdownAll()")
     context.close()
 
 
