@@ -191,9 +191,10 @@ def evaluate_reward_model(
     Prompts are cut to `max_length`, or as in the model's training. Errors: `LabError` on an empty set.
     """
     data = encode_rankings(rankings, tokenizer, scorer.limit(max_length))
+    lengths = [max(map(len, prompts)) + max(map(len, replies)) for prompts, replies in zip(*data[:2], strict=True)]
+    order = torch.tensor(sorted(range(len(lengths)), key=lengths.__getitem__))  # alike in length: little padding
     found, loss = [], 0.0
-    for start in range(0, len(data.ranks), batch_size):
-        rows = list(range(start, min(start + batch_size, len(data.ranks))))
+    for rows in (part.tolist() for part in order.split(batch_size)):
         scores, mask, ranks = ranked_scores(scorer, tokenizer.pad_token_id, data, rows)
         found.append(gaps(scores, mask, ranks))
         loss += ranking_loss(scores, mask=mask, ranks=ranks).item() * len(rows)

@@ -32,17 +32,19 @@ def score_replies(
 
     Prompts are cut to `max_length`, or as in the model's training. Without gradients.
     """
-    scores, limit = [], scorer.limit(max_length)
-    finished = finished if finished is not None else [True] * len(prompts)
-    for start in range(0, len(prompts), 64):
-        rows = slice(start, start + 64)
-        pairs = [
-            encode_pair(tokenizer, prompt, text, finished=end, max_length=limit)
-            for prompt, text, end in zip(prompts[rows], completions[rows], finished[rows], strict=True)
-        ]
-        prompt_ids, reply_ids = [pair.prompt_ids for pair in pairs], [pair.reply_ids for pair in pairs]
+    limit, finished = scorer.limit(max_length), finished if finished is not None else [True] * len(prompts)
+    pairs = [
+        encode_pair(tokenizer, prompt, text, finished=end, max_length=limit)
+        for prompt, text, end in zip(prompts, completions, finished, strict=True)
+    ]
+    order = torch.tensor(
+        sorted(range(len(pairs)), key=lambda i: sum(map(len, pairs[i])))
+    )  # alike in length: no padding
+    scores = []
+    for rows in order.split(64):
+        prompt_ids, reply_ids = zip(*(pairs[i] for i in rows.tolist()), strict=True)
         scores.append(scorer.scores(head_outputs(scorer, tokenizer.pad_token_id, prompt_ids, reply_ids)))
-    return torch.cat(scores)
+    return torch.cat(scores)[order.argsort()]
 
 
 def shift_to_demonstrations(scorer: Scorer, tokenizer, demonstrations, *, max_length: int | None = None) -> float:
