@@ -16,7 +16,7 @@ OFFLINE := HF_HUB_OFFLINE=1 HF_DATASETS_OFFLINE=1 HF_HUB_DISABLE_TELEMETRY=1 WAN
 	MPLBACKEND=Agg TOKENIZERS_PARALLELISM=false OMP_WAIT_POLICY=PASSIVE
 
 .DEFAULT_GOAL := help
-.PHONY: help install run lab test test-slow test-all check format doctor clean distclean
+.PHONY: help install run lab test test-slow test-all check format docs docs-links doctor clean distclean
 
 help: ## show this list
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | while IFS="$$(printf '\t')" read -r name text; do \
@@ -49,13 +49,19 @@ format: $(STAMP) ## mend what `make check` finds, where a tool can
 	$(BIN)/ruff format .
 	$(if $(NOTEBOOKS),$(BIN)/nbstripout $(NOTEBOOKS))
 
+docs: $(STAMP) ## build the documentation into docs/_build/html; a warning is an error
+	$(BIN)/sphinx-build -W --keep-going -b html docs docs/_build/html
+
+docs-links: $(STAMP) ## ask every link to another site whether it is alive; needs a network
+	$(BIN)/sphinx-build -b linkcheck docs docs/_build/links
+
 doctor: $(STAMP) ## look for what may be wrong with the installation
 	$(BIN)/rlhf-lab doctor
 
 install: $(STAMP) ## make .venv and install the package into it
 
 clean: ## remove caches and build products; runs/ and .venv stay
-	rm -rf build dist *.egg-info .pytest_cache .ruff_cache .hypothesis
+	rm -rf build dist *.egg-info .pytest_cache .ruff_cache .hypothesis docs/_build docs/api/*.rst
 	find . -path ./$(VENV) -prune -o -name __pycache__ -type d -prune -exec rm -rf {} +
 
 distclean: clean ## remove .venv as well

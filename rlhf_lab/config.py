@@ -19,12 +19,12 @@ class Config(BaseModel):
 
     @field_validator("*", mode="before")
     @classmethod
-    def _no_switch_for_a_number(cls, value: Any, info: Any) -> Any:
-        """YAML reads `yes` and `on` as true, which would pass for the number 1."""
+    def _switches(cls, value: Any, info: Any) -> Any:
+        """YAML reads `yes` and `on` as true, which would pass for the number 1, and a choice `off` as false."""
         wanted = cls.model_fields[info.field_name].annotation
         if isinstance(value, bool) and {wanted, *get_args(wanted)} & {int, float}:
             raise PydanticCustomError("not_a_number", "a number is expected, not true or false")
-        return value
+        return "off" if value is False and "off" in get_args(wanted) else value
 
     @classmethod
     def parse(cls, values: Mapping[str, Any], source: str = "parameters") -> Self:

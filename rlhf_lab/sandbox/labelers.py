@@ -24,8 +24,8 @@ class LabelerConfig(Biases):
     + position_bias), and then the label is flipped with probability `flip`.
     """
 
-    temperature: float = Field(0.5, ge=0)
-    flip: float = Field(0.0, ge=0, le=1)
+    temperature: float = Field(0.5, ge=0)  # noise; 0: none
+    flip: float = Field(0.0, ge=0, le=1)  # share of labels that are turned round
     seed: int = Field(0, ge=0)
 
 

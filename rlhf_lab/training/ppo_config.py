@@ -16,8 +16,8 @@ class RolloutConfig(Config):
 
     updates: int = Field(60, ge=1)  # rollouts, each followed by `epochs` passes over it
     batch_size: int = Field(128, ge=1)  # prompts in a rollout
-    samples_per_prompt: int = Field(1, ge=1)
-    max_new_tokens: int = Field(40, ge=1)
+    samples_per_prompt: int = Field(1, ge=1)  # replies to each prompt
+    max_new_tokens: int = Field(40, ge=1)  # tokens of the longest reply
     temperature: float = Field(1.0, gt=0)  # divides the logits of policy and reference alike
 
 
@@ -27,14 +27,14 @@ class ScoreConfig(Config):
     score_scaling: Literal["off", "running"] = "off"  # running: divided by the standard deviation of all scores so far
     score_clip: float | None = Field(None, gt=0)  # largest size of a scaled score
     missing_eos: Literal["penalty", "replace"] = "penalty"  # the penalty is taken off, or its negative is the score
-    missing_eos_penalty: float = Field(1.0, ge=0)
+    missing_eos_penalty: float = Field(1.0, ge=0)  # reward
 
 
 class KLConfig(Config):
     """Where the KL to the reference enters, and how its coefficient moves."""
 
     kl_coef: float = Field(0.05, ge=0)  # nats to reward; the first one where a controller moves it
-    kl_in: Literal["reward", "loss"] = "reward"
+    kl_in: Literal["reward", "loss"] = "reward"  # taken off the reward, or added to the loss
     kl_kind: Literal["k1", "k2", "k3"] = "k1"  # in the reward only k1 regularises; as a loss only k2 and k3 do
     kl_control: Literal["fixed", "ziegler", "ziegler_paper", "ppo_paper"] = "fixed"
     kl_target: float = Field(6.0, gt=0)  # nats per reply
@@ -44,9 +44,9 @@ class KLConfig(Config):
 class AdvantageConfig(Config):
     """From scores to advantages."""
 
-    advantage: Advantage = "gae"
-    gamma: float = Field(1.0, ge=0, le=1)
-    lam: float = Field(0.95, ge=0, le=1)
+    advantage: Advantage = "gae"  # the estimator; which method has which: methods.py
+    gamma: float = Field(1.0, ge=0, le=1)  # discount per token
+    lam: float = Field(0.95, ge=0, le=1)  # of GAE: 0 relies on the critic, 1 on the returns
     whiten_rewards: bool = False  # per token, over the rollout, keeping the mean
     whiten: Literal["rollout", "minibatch", "off"] = "rollout"  # the scope over which advantages are whitened
 
@@ -54,11 +54,11 @@ class AdvantageConfig(Config):
 class PolicyLossConfig(Config):
     """The policy's loss."""
 
-    clip: float = Field(0.2, gt=0)
+    clip: float = Field(0.2, gt=0)  # how far the ratio may leave 1
     clip_high: float | None = Field(None, gt=0)  # width above 1, where it differs
     dual_clip: float | None = Field(None, gt=1)  # bound on the loss at negative advantages
     reduction: Literal["token", "sequence", "max_tokens"] = "token"  # max_tokens: the sum over max_new_tokens
-    entropy_coef: float = Field(0.0, ge=0)
+    entropy_coef: float = Field(0.0, ge=0)  # of the entropy bonus, per nat
     ptx_coef: float = Field(0.0, ge=0)  # of the pretraining loss, nats per token; InstructGPT's gamma
     ptx_batch_size: int = Field(16, ge=1)  # pretraining texts in an optimizer step
 
@@ -69,9 +69,9 @@ class CriticConfig(Config):
     value_loss: Literal["mse", "hl_gauss"] = "mse"  # hl_gauss: cross-entropy over bins; value_clip is for mse alone
     value_bins: int = Field(51, ge=2)  # bins of hl_gauss, from -value_range to value_range
     value_range: float = Field(10.0, gt=0)  # reward; returns beyond it count as it
-    value_clip: float | None = Field(0.2, gt=0)
-    value_coef: float = Field(0.1, ge=0)
-    critic_lr: float = Field(5e-4, ge=0)
+    value_clip: float | None = Field(0.2, gt=0)  # how far a value may move from the old one
+    value_coef: float = Field(0.1, ge=0)  # weight of the critic's loss
+    critic_lr: float = Field(5e-4, ge=0)  # Adam
     critic_warmup: int = Field(0, ge=0)  # first updates that teach the critic alone
 
 
@@ -85,11 +85,11 @@ class OptimizerConfig(Config):
     warmup: int = Field(0, ge=0)  # updates of linear warm-up
     decay: Literal["linear", "cosine", "off"] = "linear"  # to 0 at the end of the run; cosine to a tenth
     adam_eps: float = Field(1e-5, gt=0)
-    max_grad_norm: float = Field(1.0, gt=0)
+    max_grad_norm: float = Field(1.0, gt=0)  # longer gradients are shortened to it
     target_kl: float | None = Field(None, gt=0)  # stop the epochs of an update beyond this approximate KL
     ema: float | None = Field(None, gt=0, lt=1)  # decay per update of an average of the policy's weights
-    precision: Literal["auto", "fp32", "bf16"] = "auto"
-    seed: int = 0
+    precision: Literal["auto", "fp32", "bf16"] = "auto"  # of the matrix products; auto: bf16 where it is faster
+    seed: int = 0  # of everything random
 
 
 class PPOConfig(OptimizerConfig, CriticConfig, PolicyLossConfig, AdvantageConfig, KLConfig, ScoreConfig, RolloutConfig):

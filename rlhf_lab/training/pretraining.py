@@ -16,12 +16,12 @@ from rlhf_lab.training.interrupts import interrupts_held
 class PretrainConfig(Config):
     """Sizes of the model and of its training. The loss is the mean negative log-likelihood per token, in nats."""
 
-    hidden_size: int = Field(128, ge=1)
+    hidden_size: int = Field(128, ge=1)  # width of the model
     layers: int = Field(2, ge=1)
     heads: int = Field(4, ge=1)
-    feed_forward: int = Field(344, ge=1)
+    feed_forward: int = Field(344, ge=1)  # width of its feed-forward layers
     context: int = Field(256, ge=2)  # longest sequence that the model will ever read, in tokens
-    steps: int = Field(2000, ge=1)
+    steps: int = Field(2000, ge=1)  # optimizer steps
     batch_tokens: int = Field(4096, ge=2)  # tokens in a step, padding included; documents of like length go together
     lr: float = Field(3e-3, gt=0)  # peak, after a linear warm-up, decaying linearly to 0
     warmup_steps: int = Field(50, ge=1)

@@ -16,12 +16,12 @@ class RewardModelConfig(Config):
     On ratings: regression, the squared error; bins, the cross-entropy over bins whose mean is the score.
     """
 
-    loss: Loss = "pairwise"
+    loss: Loss = "pairwise"  # see above
     margin: float | Literal["column"] = 0.0  # by which the winner should lead; column: the data's, one per prompt
     label_smoothing: float = Field(0.0, ge=0, lt=0.5)  # share of comparisons held to be labelled the wrong way round
     bins: list[float] = [1.0, 2.0, 3.0, 4.0, 5.0]  # centres, ascending; ratings lie between the first and the last
 
-    epochs: int = Field(1, ge=1)
+    epochs: int = Field(1, ge=1)  # passes over the data
     batch_size: int = Field(16, ge=1)  # prompts in an optimizer step, each with all its ranked replies
     lr: float = Field(1e-3, ge=0)  # AdamW peak, decayed by a cosine to a tenth
     warmup_ratio: float = Field(0.05, ge=0, le=1)

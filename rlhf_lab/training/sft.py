@@ -23,12 +23,12 @@ NAMES = {"loss": "train/loss", "learning_rate": "lr", "eval_loss": "eval/loss", 
 class SFTConfig(Config):
     """The settings of supervised fine-tuning. The loss is nats per token of the replies alone, EOS included."""
 
-    epochs: float = Field(3.0, gt=0)
+    epochs: float = Field(3.0, gt=0)  # passes over the demonstrations
     batch_size: int = Field(16, ge=1)  # demonstrations in an optimizer step
     lr: float = Field(1e-3, gt=0)  # AdamW peak
-    lr_schedule: Literal["linear", "cosine", "constant"] = "linear"
-    warmup_ratio: float = Field(0.05, ge=0, le=1)
-    weight_decay: float = Field(0.0, ge=0)
+    lr_schedule: Literal["linear", "cosine", "constant"] = "linear"  # behind the warm-up
+    warmup_ratio: float = Field(0.05, ge=0, le=1)  # share of the steps with a rising lr
+    weight_decay: float = Field(0.0, ge=0)  # AdamW's
     max_length: int = Field(256, ge=2)  # tokens of prompt and reply; the prompt is cut from the left
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     seed: int = 0

@@ -25,8 +25,8 @@ class SimulatedJudgeConfig(Config):
     position: float = 0.0  # for the reply shown first; below 0: for the second
     length: float = 0.0  # for each word that a reply has more than the other
     temperature: float = Field(default=1.0, ge=0)  # in units of gold; 0: biases matter only where gold ties
-    flip: float = Field(default=0.0, ge=0, le=1)
-    invalid: float = Field(default=0.0, ge=0, le=1)
+    flip: float = Field(default=0.0, ge=0, le=1)  # share of choices that are turned round
+    invalid: float = Field(default=0.0, ge=0, le=1)  # share of answers that are no verdict
     seed: int = 0
 
 
