@@ -12,8 +12,8 @@ from typing import Any
 import pandas as pd
 
 from rlhf_lab.errors import LabError
-from rlhf_lab.workbench.evaluation import mean_interval
 from rlhf_lab.workbench.experiments.record import ExperimentRecord, StageRecord
+from rlhf_lab.workbench.intervals import mean_interval
 from rlhf_lab.workbench.records import read_jsonl
 from rlhf_lab.workbench.writing import append_line, make_folder
 
@@ -82,6 +82,10 @@ def as_text(file: str | Path) -> str:
         from rlhf_lab.workbench.studies.algorithm_results import over_seeds, recorded
 
         table = over_seeds(recorded(Path(file).resolve()))
+    elif rows and "/" in rows[-1].get("unit", ""):  # for each round of each arm, as 08 writes them
+        from rlhf_lab.workbench.studies.human_feedback_results import tables
+
+        table = tables(Path(file).resolve())
     elif rows and "unit" in rows[-1]:  # a line for each unit and seed, as 06_synthetic_feedback writes them
         from rlhf_lab.workbench.studies.synthetic_feedback_results import tables
 

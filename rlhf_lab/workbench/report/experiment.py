@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from rlhf_lab.workbench.report.figures import Figure, duration, figures
 from rlhf_lab.workbench.report.notebook import Notebook, Plot, escape, markdown, read_notebook
 from rlhf_lab.workbench.report.pages import badge, page
+from rlhf_lab.workbench.report.sweep import sweep_section
 from rlhf_lab.workbench.writing import make_folder, write_text
 
 if TYPE_CHECKING:
@@ -57,6 +58,7 @@ def _index(record: "ExperimentRecord", cards: list[str]) -> str:
 <h1>{escape(record.experiment)} {badge(record.state)}</h1>
 {lead}
 <div class="facts">{line}</div>
+{sweep_section(record)}
 {_results(record)}
 <h2>Stages</h2>
 {"".join(cards)}

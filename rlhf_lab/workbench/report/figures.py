@@ -50,6 +50,18 @@ def figures(results: Mapping[str, Any], prefix: str = "") -> list[Figure]:
     return found
 
 
+def plain_numbers(results: Mapping[str, Any], prefix: str = "") -> dict[str, float]:
+    """The numbers among the results, without their intervals; one inside a mapping is called `mapping/entry`."""
+    found: dict[str, float] = {}
+    ends = {f"{key}_{end}" for key in results for end in ("low", "high") if _has_ends(results, key)}
+    for key, value in results.items():
+        if isinstance(value, Mapping) and not _bounds(value):
+            found |= plain_numbers(value, f"{prefix}{key}/")
+        elif key not in ends and isinstance(middle := _triple(value)[0], int | float) and not isinstance(middle, bool):
+            found[f"{prefix}{key}"] = float(middle)
+    return found
+
+
 def number(value: Any, decimals: int | None = None) -> str:
     """A value as text, a float to about three significant digits or with so many `decimals`."""
     if value is None:
