@@ -52,6 +52,7 @@ def _parser() -> argparse.ArgumentParser:
     run.add_argument("--quiet", "-q", action="store_true", help="no progress lines")
     run.add_argument("--record", metavar="FILE", help="append the results of a finished run to this .jsonl file")
     run.add_argument("-j", "--jobs", type=int, default=1, metavar="N", help="stages to run at once; threads are shared")
+    run.add_argument("--on", default="local", metavar="PLACE", help="local, this machine, or ray, a cluster of several")
     run.add_argument("--dry-run", "-n", action="store_true", help="tell what would run and why, and stop there")
     run.add_argument("--fresh", action="store_true", help="skip nothing, run what is done again")
     run.add_argument("--resume", action="store_true", help="refuse to start anything if nothing was left unfinished")
@@ -77,6 +78,18 @@ def _parser() -> argparse.ArgumentParser:
     summary.add_argument("file", help="a file of recorded results, such as experiments/reference/quickstart.jsonl")
     summary.set_defaults(call=_summarise)
 
+    compare = commands.add_parser("compare", help="runs side by side", description=_compare.__doc__)
+    compare.add_argument("runs", nargs="+", metavar="RUN", help="see above; group:NAME and tag:NAME are no paths")
+    compare.add_argument(
+        "--baseline", default="", metavar="NAME", help="the variant or run that others are compared with"
+    )
+    compare.add_argument(
+        "--metric", nargs="+", action="extend", default=[], metavar="NAME", help="results or logged metrics to show"
+    )
+    compare.add_argument("--csv", default="", metavar="FILE", help="write the table of all runs")
+    compare.add_argument("--figure", default="", metavar="FILE.png", help="draw curves, and results beside it")
+    compare.set_defaults(call=_compare)
+
     doctor = commands.add_parser("doctor", help="check the installation", description=_doctor.__doc__)
     doctor.set_defaults(call=_doctor)
     return parser
@@ -89,6 +102,10 @@ def _add_keeping(commands: argparse._SubParsersAction) -> None:
     status.add_argument("--all", "-a", action="store_true", help="old ones too")
     status.set_defaults(call=_status)
 
+    watch = commands.add_parser("watch", help="follow a run, with alarms", description=_watch.__doc__)
+    watch.add_argument("run", nargs="?", default="auto", help="its directory or the end of that path; else the newest")
+    watch.set_defaults(call=_watch)
+
     stop = commands.add_parser("stop", help="stop a run, with a checkpoint", description=_stop.__doc__)
     stop.add_argument("run", help="its directory, or the end of that path")
     stop.set_defaults(call=_stop)
@@ -97,6 +114,14 @@ def _add_keeping(commands: argparse._SubParsersAction) -> None:
     remove.add_argument("runs", nargs="+", metavar="run", help="their directories, or the ends of these paths")
     remove.add_argument("--yes", "-y", action="store_true", help="do not ask")
     remove.set_defaults(call=_remove)
+
+    leave = commands.add_parser(
+        "export", help="a model for plain transformers, with a card", description=_export.__doc__
+    )
+    leave.add_argument("run", help="a run's directory, the end of that path, or a model directory")
+    leave.add_argument("out", help="a new directory")
+    leave.add_argument("--apart", action="store_true", help="leave an adapter as one, with its base beside it")
+    leave.set_defaults(call=_export)
 
     schema = commands.add_parser("schema", help="the JSON schema of every config", description=_schema.__doc__)
     schema.add_argument("stage", nargs="?", default="", help="of this one alone, such as ppo")
@@ -124,6 +149,7 @@ def _run(options: argparse.Namespace) -> int:
         resume=options.resume,
         workers=options.jobs,
         fresh=options.fresh,
+        on=options.on,
     )
     if options.record:
         from rlhf_lab.workbench.reference import record_results
@@ -137,6 +163,26 @@ def _summarise(options: argparse.Namespace) -> int:
     from rlhf_lab.workbench.reference import as_text
 
     print(as_text(options.file))
+    return 0
+
+
+def _compare(options: argparse.Namespace) -> int:
+    """What runs have in common and what not: settings that differ, results with intervals, differences seed by seed.
+
+    RUN is a run's path or its end, a folder of runs, an experiment (its last stage) or experiment/stage, a group, a
+    tag, a pattern such as 'kl*/ppo', or an offline wandb directory.
+    """
+    from rlhf_lab.workbench.comparing.command import compare_in_words
+
+    print(
+        compare_in_words(
+            options.runs,
+            baseline=options.baseline,
+            metrics=options.metric,
+            csv=options.csv,
+            figure=options.figure,
+        )
+    )
     return 0
 
 
@@ -156,6 +202,17 @@ def _status(options: argparse.Namespace) -> int:
     from rlhf_lab.workbench.experiments.keeping import status_table
 
     print(status_table(options.experiment, everything=options.all))
+    return 0
+
+
+def _watch(options: argparse.Namespace) -> int:
+    """Tell every few seconds how a run is getting on, and what is wrong with it, until it ends. Ctrl-C leaves it be."""
+    from rlhf_lab.workbench.live import Watch, choose
+
+    try:
+        Watch(choose(options.run)).follow()
+    except KeyboardInterrupt:
+        print("no longer watching; the run goes on")
     return 0
 
 
@@ -186,6 +243,19 @@ def _remove(options: argparse.Namespace) -> int:
             return 0
     remove_runs(paths)
     print(f"deleted {len(paths)} run{'s' * (len(paths) > 1)}")
+    return 0
+
+
+def _export(options: argparse.Namespace) -> int:
+    """Write the model of a run as a directory that plain transformers loads, with a model card.
+
+    Weights, tokenizer, and how to use them; data, settings, results and the run they came from. An adapter is merged.
+    """
+    from rlhf_lab.workbench.experiments.record import shown
+    from rlhf_lab.workbench.exporting import export
+
+    done = export(options.run, options.out, apart=options.apart)
+    print(f"{shown(done.path)}: {done.kind}")
     return 0
 
 

@@ -58,7 +58,7 @@ class ProgressLine:
         if progress:
             return progress
         if not position.cell:
-            return "starting"
+            return position.heading or "starting"
         heading = f"{position.heading[:40]}, " if position.heading else ""
         return f"{heading}cell {position.cell} of {position.cells}"
 

@@ -25,6 +25,9 @@ import yaml
 
 State = Literal["queued", "running", "done", "failed", "stopped", "died"]
 SILENCE_S = 1800.0  # a process on another host counts as dead after so long without a heartbeat
+RUNNER_SILENCE_S = 60.0  # or its runner without a sign of life, where it has one
+BUSY = ".busy"  # in a run's directory: held and touched by the runner while it is at it
+STOP = ".stop"  # put there, it asks the runner to stop the run
 CLOCK_SLACK_S = 2.0  # the start time of one process, read twice, may differ by this much
 
 
@@ -127,15 +130,27 @@ def read_status(path: str | Path) -> Status:
             if attempt == 2:
                 raise LabError(f"{file} is broken: it is not the JSON of a run's status") from None
             time.sleep(0.05)  # "queued" is written in place, so a reader may come a moment early
-    if status.state == "running" and not _is_alive(status):
+    if status.state == "running" and not _is_alive(status, Path(path)):
         seen = f"last heard from at {status.heartbeat}" if status.heartbeat else "never heard from"
         reason = f"process {status.pid} on {status.host} is gone; {seen}"
         return status.model_copy(update={"state": "died", "reason": reason})
     return status
 
 
-def _is_alive(status: Status) -> bool:
+def runner_silence(path: Path, status: Status) -> float | None:
+    """Seconds since the runner of a run gave a sign of life; None where no runner has begun this part of it."""
+    try:
+        touched = (path / BUSY).stat().st_mtime
+        began = datetime.fromisoformat(status.started).timestamp()
+    except (OSError, ValueError, OverflowError):
+        return None
+    return time.time() - touched if touched > began else None
+
+
+def _is_alive(status: Status, path: Path) -> bool:
     if status.host != socket.gethostname():
+        if (silence := runner_silence(path, status)) is not None:
+            return silence < RUNNER_SILENCE_S
         try:
             last = datetime.fromisoformat(status.heartbeat or status.started).astimezone(UTC)
         except (ValueError, OverflowError):

@@ -33,6 +33,9 @@ def test_every_stage_is_done_and_reported(smoke):
         "judge_bias",
         "algorithms",
         "synthetic_feedback",
+        "human_feedback",
+        "compare",
+        "live",
     ]
     for stage, numbers in results["results"].items():
         run = Path(results["runs"][stage])
@@ -47,7 +50,7 @@ def test_every_stage_is_done_and_reported(smoke):
 
 def test_the_terminal_shows_progress_the_table_and_the_report(smoke):
     output = (smoke.parents[1] / "output.txt").read_text()
-    assert "[4/7] ppo" in output and "Results of smoke" in output and "report/index.html" in output
+    assert "[4/10] ppo" in output and "Results of smoke" in output and "report/index.html" in output
     page = (smoke / "report" / "index.html").read_text()
     assert "<img" in page and "win rate" in page
 

@@ -228,7 +228,7 @@ def test_every_ingredient_of_the_rule_counts_and_nothing_else(project, monkeypat
         path.write_text(before)
     assert " skip " in words(file)["sft"]
     with monkeypatch.context() as patch:
-        patch.setattr(fingerprint, "_versions", lambda: {"torch": "1.0", "transformers": "5", "trl": "1"})
+        patch.setattr(fingerprint, "versions", lambda: {"torch": "1.0", "transformers": "5", "trl": "1"})
         assert words(file)["sft"].startswith("sft run changed: torch ") and "-> 1.0" in words(file)["sft"]
     package = project / "copy"
     computing = [f"workbench/{name if name.endswith('.py') else name + '/x.py'}" for name in fingerprint.COMPUTES]

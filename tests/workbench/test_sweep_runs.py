@@ -19,11 +19,12 @@ from rlhf_lab import cli
 from rlhf_lab.config import Config
 from rlhf_lab.errors import LabError
 from rlhf_lab.workbench.experiments import keeping, runner
-from rlhf_lab.workbench.experiments.locks import BUSY, held
+from rlhf_lab.workbench.experiments.locks import held
 from rlhf_lab.workbench.experiments.pipeline import plan_in_words, run_experiment
+from rlhf_lab.workbench.experiments.places import cores
 from rlhf_lab.workbench.experiments.record import ExperimentRecord, StageRecord
 from rlhf_lab.workbench.progress_line import Board, ProgressLine
-from rlhf_lab.workbench.records import read_status
+from rlhf_lab.workbench.records import BUSY, read_status
 from rlhf_lab.workbench.reference import record_results
 from rlhf_lab.workbench.runs import Run
 
@@ -171,7 +172,7 @@ def test_a_sweep_that_was_killed_is_taken_up_by_the_same_command_and_nothing_is_
     )
     assert len(begun) == 2 and len(again) == 2 and lines.count("sft 0.5 0 from 0") == 1
     assert steps_done(project) == [15, 15]  # each step once, in two directories
-    share = max(1, runner.cores() // 2)
+    share = max(1, cores() // 2)
     for run_dir in runs_of(project, "ppo"):
         status = read_status(run_dir)
         assert status.state == "done" and 10 < status.peak_memory_mb < 2000

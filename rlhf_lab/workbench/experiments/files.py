@@ -27,18 +27,18 @@ REFERENCE = re.compile(r"^\{([A-Za-z0-9_.-]+)\}(?=/|$)")
 class StageEntry(Config):
     """One stage of a chain file."""
 
-    name: str = Field(pattern=NAME)
-    notebook: str
-    parameters: dict[str, Any] = {}
+    name: str = Field(pattern=NAME)  # how others take from it: "{name}"
+    notebook: str  # its stem, or a path
+    parameters: dict[str, Any] = {}  # the notebook's own
 
 
 class ChainFile(Config):
     """A chain file: stages, each behind those it takes from, and what to vary."""
 
-    experiment: str = Field(pattern=NAME)
-    description: str = ""
-    sweep: dict[str, list[Any]] | None = None
-    stages: list[StageEntry] = Field(min_length=1)
+    experiment: str = Field(pattern=NAME)  # runs/<experiment>/<stage>/<run id>
+    description: str = ""  # for the report
+    sweep: dict[str, list[Any]] | None = None  # `key` or `stage.key` -> values
+    stages: list[StageEntry] = Field(min_length=1)  # in the order in which they take from each other
 
 
 def read_yaml(file: Path) -> dict[str, Any]:

@@ -27,7 +27,7 @@ from rlhf_lab.workbench.writing import write_json
 FILE = "made_from.json"
 ABOVE = {"workbench", "cli.py", "__main__.py"}  # of the package: what shows and runs, not what computes
 COMPUTES = (  # in `workbench` nevertheless: results would be stale if these did not count
-    *("studies", "artefacts.py", "evaluation.py", "roles.py", "learned_judge.py", "asked_judges.py"),
+    *("studies", "artefacts.py", "evaluation.py", "intervals.py", "roles.py", "learned_judge.py", "asked_judges.py"),
     *("reward_runs.py", "reward_diagnostics.py"),
 )
 VERSIONS = ("torch", "transformers", "trl")
@@ -63,7 +63,7 @@ def made_from(job: Job, run_dirs: Mapping[str, Path | None]) -> MadeFrom:
         parameters=parameters,
         inputs=inputs,
         package=package_source(),
-        versions=_versions(),
+        versions=versions(),
         point=json.loads(json.dumps(dict(job.values), default=str)),
     )
 
@@ -202,7 +202,8 @@ def _sha(data: bytes) -> str:
 
 
 @functools.cache
-def _versions() -> dict[str, str | None]:
+def versions() -> dict[str, str | None]:
+    """The versions that count, as they are installed; None for what is not."""
     found: dict[str, str | None] = {}
     for name in VERSIONS:
         try:

@@ -11,10 +11,10 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from rlhf_lab.errors import LabError
-from rlhf_lab.workbench.experiments.locks import BUSY, Held, held
+from rlhf_lab.workbench.experiments.locks import Held, held
 from rlhf_lab.workbench.experiments.record import shown
 from rlhf_lab.workbench.progress_line import read_progress
-from rlhf_lab.workbench.records import Status, read_status, runs_root
+from rlhf_lab.workbench.records import BUSY, STOP, Status, read_status, runner_silence, runs_root
 from rlhf_lab.workbench.report.figures import aligned, duration
 from rlhf_lab.workbench.writing import cannot_write
 
@@ -23,7 +23,7 @@ LATELY = 30  # runs in the table unless all are asked for
 
 
 def status_table(experiment: str = "", *, everything: bool = False) -> str:
-    """The runs under the runs root, the newest first: state, progress, time, memory, age and reason."""
+    """The runs under the runs root, the newest first: state, progress, time, memory, age, host and reason."""
     found = []
     for file in runs_root().glob(f"{experiment or '*'}/*/*/status.json"):
         try:
@@ -34,7 +34,7 @@ def status_table(experiment: str = "", *, everything: bool = False) -> str:
         raise LabError(f"{shown(runs_root())} holds no run{f' of {experiment}' if experiment else ''}")
     found.sort(key=lambda run: (run[1].state == "running", run[1].started), reverse=True)
     rows = [_row(path, status) for path, status in (found if everything else found[:LATELY])]
-    lines = aligned([("run", "state", "progress", "time", "memory", "age", ""), *rows])
+    lines = aligned([("run", "state", "progress", "time", "memory", "age", "host", ""), *rows])
     if len(rows) < len(found):
         lines.append(f"... and {len(found) - len(rows)} older: --all shows them")
     return "\n".join(lines)
@@ -47,7 +47,8 @@ def _row(path: Path, status: Status) -> tuple[str, ...]:
     memory = f"{status.peak_memory_mb:,.0f} MB" if status.peak_memory_mb else ""
     reason = status.reason if len(status.reason) <= 60 else status.reason[:59] + "~"
     spent = duration(status.seconds) if status.seconds else ""
-    return str(path.relative_to(runs_root())), status.state, progress, spent, memory, _age(status), reason
+    run = str(path.relative_to(runs_root()))
+    return run, status.state, progress, spent, memory, _age(status), status.host, reason
 
 
 def _age(status: Status) -> str:
@@ -82,14 +83,15 @@ def find_run(name: str) -> Path:
 def stop_run(name: str, *, patience_s: float = STOP_S) -> Status:
     """Interrupt a run as Ctrl-C would, so that it saves a checkpoint, and wait until it has ended.
 
-    Errors: `LabError` where it is not running, runs on another host, or does not end in time.
+    On this host its process is told; on another its runner is asked, by a file in its directory.
+    Errors: `LabError` where it is not running, cannot be told, or does not end in time.
     """
     path = find_run(name)
     status = read_status(path)
     if status.state != "running":
         raise LabError(f"{shown(path)} is {status.state}; there is nothing to stop")
     if status.host != socket.gethostname():
-        raise LabError(f"{shown(path)} runs on {status.host}; stop it there")
+        return _stop_elsewhere(path, status, 2 * patience_s)
     until = time.monotonic() + patience_s
     asked, number = 0.0, signal.SIGINT
     while (now := read_status(path)).state == "running" and time.monotonic() < until:
@@ -100,6 +102,23 @@ def stop_run(name: str, *, patience_s: float = STOP_S) -> Status:
         time.sleep(0.05)
     if now.state == "running":
         raise LabError(f"{shown(path)} did not end in {patience_s:.0f} s; `kill -9 {now.pid}` ends it, unsaved")
+    return now
+
+
+def _stop_elsewhere(path: Path, status: Status, patience_s: float) -> Status:
+    where = f"{shown(path)} runs on {status.host}"
+    if runner_silence(path, status) is None:
+        raise LabError(f"{where}, and no `rlhf-lab run` looks after it; stop it there")
+    until = time.monotonic() + patience_s  # a shared file system may show a file late
+    try:
+        (path / STOP).touch()
+    except OSError as error:
+        raise cannot_write(path / STOP, error) from None
+    while (now := read_status(path)).state == "running":
+        if time.monotonic() > until:
+            (path / STOP).unlink(missing_ok=True)
+            raise LabError(f"{where} and did not end in {patience_s:.0f} s; stop the command that runs it")
+        time.sleep(0.05)
     return now
 
 

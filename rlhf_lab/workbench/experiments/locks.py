@@ -13,8 +13,6 @@ try:
 except ImportError:  # Windows: two runners of one experiment are not kept apart there
     fcntl = None
 
-BUSY = ".busy"  # in the directory of a run: held while its runner is at it
-
 
 class Held(LabError):
     """Another process, or thread, holds the lock."""

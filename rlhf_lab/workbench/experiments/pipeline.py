@@ -11,6 +11,7 @@ from rlhf_lab.errors import LabError
 from rlhf_lab.workbench.experiments.conclude import tell
 from rlhf_lab.workbench.experiments.decide import Decision, decide
 from rlhf_lab.workbench.experiments.jobs import Job, jobs_of
+from rlhf_lab.workbench.experiments.places import opened
 from rlhf_lab.workbench.experiments.record import ExperimentRecord, StageRecord, shown
 from rlhf_lab.workbench.experiments.runner import Runner
 from rlhf_lab.workbench.experiments.validate import Plan, validate
@@ -30,6 +31,7 @@ def run_experiment(
     resume: bool = False,
     workers: int = 1,
     fresh: bool = False,
+    on: str = "local",
 ) -> ExperimentRecord:
     """Check the whole of an experiment file, bring its stages to their end, and leave results.json and a report.
 
@@ -38,7 +40,7 @@ def run_experiment(
     overrides: `key=value` for every stage that has the key, `stage.key=value` for one.
     quiet: no progress lines; the results are printed all the same.
     resume: refuse to start anything where nothing was left unfinished.
-    workers: stages to run at once. fresh: skip nothing.
+    workers: stages to run at once. fresh: skip nothing. on: "local", this machine, or "ray", a cluster's nodes.
 
     Errors: `LabError` before anything starts; `LabError` or `RunFailed` of the first stage that failed, and
     `KeyboardInterrupt`, after results.json and the report were written with what there is.
@@ -61,15 +63,17 @@ def run_experiment(
         record.points = [(point.values, [entries[job] for job in mine.values()]) for point, mine in whole]
     if not quiet:
         print(f"{plan.experiment}: {_told(plan, jobs)}, in {shown(folder)}", file=stream, flush=True)
-    runner = Runner(jobs, record, workers=workers, fresh=fresh, stream=None if quiet else stream)
-    began = time.monotonic()
-    try:
-        runner.run()
-    finally:
-        for entry in stages:
-            entry.state = NOT_RUN if entry.state == "queued" else entry.state
-        record.seconds = time.monotonic() - began
-        tell(record, stream)
+    lines = None if quiet else stream
+    with opened(on, lambda text: print(text, file=lines, flush=True) if lines else None) as place:
+        began = time.monotonic()
+        runner = Runner(jobs, record, workers=workers, fresh=fresh, stream=lines, place=place)
+        try:
+            runner.run()
+        finally:
+            for entry in stages:
+                entry.state = NOT_RUN if entry.state == "queued" else entry.state
+            record.seconds = time.monotonic() - began
+            tell(record, stream)
     _raise_first(plan, runner)
     return record
 

@@ -2,9 +2,10 @@
 
 import contextlib
 import os
+import socket
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal, TextIO
 
@@ -13,12 +14,21 @@ from rlhf_lab.workbench.experiments.decide import Decision, decide
 from rlhf_lab.workbench.experiments.fingerprint import FILE, damage, read_made_from, seal, write_made_from
 from rlhf_lab.workbench.experiments.graph import run_graph
 from rlhf_lab.workbench.experiments.jobs import Job
-from rlhf_lab.workbench.experiments.locks import BUSY, held, locked
+from rlhf_lab.workbench.experiments.locks import held, locked
+from rlhf_lab.workbench.experiments.places import Here, Order, Place, Underway
 from rlhf_lab.workbench.experiments.record import ExperimentRecord, StageRecord, read_back, shown
 from rlhf_lab.workbench.experiments.sweep import folder_name, label
-from rlhf_lab.workbench.notebooks import Execution
+from rlhf_lab.workbench.experiments.watch import watch
 from rlhf_lab.workbench.progress_line import Board, ProgressLine
-from rlhf_lab.workbench.records import mark_ended, mark_queued, now, read_status, runs_root
+from rlhf_lab.workbench.records import (
+    BUSY,
+    RUNNER_SILENCE_S,
+    mark_ended,
+    mark_queued,
+    now,
+    read_status,
+    runs_root,
+)
 from rlhf_lab.workbench.report.figures import duration
 from rlhf_lab.workbench.writing import cannot_write, make_folder, user_path, write_json
 
@@ -28,20 +38,29 @@ STOPPED = ("interrupted", "terminated by SIGTERM")  # what a run says that someb
 
 
 class Runner:
-    """The jobs of one experiment on this machine, `workers` at a time."""
+    """The jobs of one experiment, `workers` at a time, their notebooks executed at a place."""
 
     def __init__(
-        self, jobs: Sequence[Job], record: ExperimentRecord, *, workers: int, fresh: bool, stream: TextIO | None
+        self,
+        jobs: Sequence[Job],
+        record: ExperimentRecord,
+        *,
+        workers: int,
+        fresh: bool,
+        stream: TextIO | None,
+        place: Place | None = None,
     ) -> None:
+        """place: None is this machine."""
         self.jobs, self.record, self.fresh, self.stream = jobs, record, fresh, stream
-        self.workers = min(workers, len(jobs))
+        self.workers, self.place = min(workers, len(jobs)), place or Here()
+        self.threads = self.place.threads(self.workers)
         self.entries: dict[Job, StageRecord] = dict(zip(jobs, record.stages, strict=True))
         self.errors: dict[Job, LabError] = {}
         self.board = Board(stream) if stream is not None and self.workers > 1 else None
         self.stamp = record.started.replace("-", "").replace(":", "").replace("T", "-")[:15]
         self._stopping = threading.Event()
         self._working: set[Job] = set()
-        self._alive: set[Execution] = set()
+        self._alive: set[Underway] = set()
 
     def run(self) -> None:
         """Run what must be run. Errors: `KeyboardInterrupt` after Ctrl-C, once every notebook has ended."""
@@ -115,11 +134,12 @@ class Runner:
         run_dirs = {name: self.entries[other].run_dir for name, other in job.inputs.items()}
         for name, run_dir in run_dirs.items():
             _refuse_damaged(name, run_dir)
-        until = time.monotonic() + ORPHAN_S
+        until = 0.0
         while True:
             decision = decide(job, self.record.folder, run_dirs, fresh=self.fresh)
             if decision.action != "alive":
                 return decision
+            until = until or time.monotonic() + _patience(decision.run_dir)
             if time.monotonic() > until or self._stopping.is_set():
                 where = shown(decision.run_dir)
                 raise LabError(f"{where} is still alive ({decision.reason}); wait, or `rlhf-lab stop {where}`")
@@ -149,11 +169,12 @@ class Runner:
         line = self._line(job, entry)
         before = read_status(entry.run_dir).seconds
         began = time.monotonic()
-        execution = Execution(job.stage.notebook, entry.run_dir / "notebook.ipynb", parameters, environment)
+        output = entry.run_dir / "notebook.ipynb"
+        execution = self.place.execution(Order(job.stage.notebook, output, parameters, environment), self.threads)
         self._alive.add(execution)
         entry.state = "running"
         try:
-            self._watch(execution, line.update)
+            watch(execution, entry.run_dir, line.update, self._stopping)
             _expect_finished(entry)
             _sealed(entry)
         except LabError as error:
@@ -169,18 +190,6 @@ class Runner:
             read_back(entry)
             line.end(f"{entry.state} in {duration(time.monotonic() - began)}")
 
-    def _watch(self, execution: Execution, tick: Callable[[Any], None]) -> None:
-        execution.start()
-        try:
-            while not execution.wait(0.25):
-                tick(execution.position)
-                if self._stopping.is_set():
-                    raise KeyboardInterrupt
-        except BaseException:  # none may leave a kernel behind
-            execution.stop()
-            raise
-        execution.raise_for_error()
-
     def _given(self, job: Job, entry: StageRecord, *, resume: bool) -> tuple[dict[str, Any], dict[str, str | None]]:
         """The parameters as the notebook gets them, and the variables in its kernel's environment."""
         fields = job.stage.config.model_fields
@@ -191,20 +200,22 @@ class Runner:
         if resume:
             parameters["resume"] = True
         environment: dict[str, str | None] = {}
-        if self.workers > 1:  # two jobs with all threads each are ten times slower than one
-            share = max(1, cores() // self.workers)
+        if self.threads:
             if "threads" in fields:
-                parameters.setdefault("threads", share)
+                parameters.setdefault("threads", self.threads)
             if "OMP_NUM_THREADS" not in os.environ:
-                environment["OMP_NUM_THREADS"] = str(parameters.get("threads") or share)
+                environment["OMP_NUM_THREADS"] = str(parameters.get("threads") or self.threads)
         if "WANDB_SWEEP_ID" in os.environ and any(job in other.inputs.values() for other in self.jobs):
             environment |= dict.fromkeys(SWEEP_OF_WANDB)  # the agent's run is that of the last stage alone
         return parameters, environment
 
 
-def cores() -> int:
-    """The cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+def _patience(run_dir: Path) -> float:
+    """How long a run whose runner is gone may seem alive, in seconds."""
+    with contextlib.suppress(LabError):
+        if read_status(run_dir).host != socket.gethostname():
+            return RUNNER_SILENCE_S + ORPHAN_S
+    return ORPHAN_S
 
 
 def _give_back(run_dir: Path) -> None:

@@ -4,13 +4,16 @@ A notebook's parameters cell holds exactly the fields of its model here; a test 
 """
 
 from rlhf_lab.workbench.stages.algorithms import AlgorithmsStage, Method
-from rlhf_lab.workbench.stages.base import StageConfig, TrainingStage, begin, follow, settle_precision
+from rlhf_lab.workbench.stages.base import RunConfig, StageConfig, TrainingStage, begin, follow, settle_precision
+from rlhf_lab.workbench.stages.compare import CompareStage
+from rlhf_lab.workbench.stages.human_feedback import Arm, HumanFeedbackStage
 from rlhf_lab.workbench.stages.judge_bias import JudgeBiasStage
+from rlhf_lab.workbench.stages.live import LiveStage
 from rlhf_lab.workbench.stages.overoptimisation import OverOptimisationStage
 from rlhf_lab.workbench.stages.pipeline import PPOStage, PretrainStage, RewardModelStage, SFTStage
 from rlhf_lab.workbench.stages.synthetic_feedback import AlmostLabels, JudgeLabels, SyntheticFeedbackStage
 
-STAGES: dict[str, type[StageConfig]] = {
+STAGES: dict[str, type[RunConfig]] = {
     "00_pretrain": PretrainStage,
     "01_sft": SFTStage,
     "02_reward_model": RewardModelStage,
@@ -18,6 +21,9 @@ STAGES: dict[str, type[StageConfig]] = {
     "04_judge_bias": JudgeBiasStage,
     "05_algorithms": AlgorithmsStage,
     "06_synthetic_feedback": SyntheticFeedbackStage,
+    "07_compare_runs": CompareStage,
+    "08_human_feedback": HumanFeedbackStage,
+    "09_live": LiveStage,
     "10_overoptimisation": OverOptimisationStage,
 }
 """Notebook stem -> the model of its parameters."""
@@ -26,13 +32,18 @@ __all__ = [
     "STAGES",
     "AlgorithmsStage",
     "AlmostLabels",
+    "Arm",
+    "CompareStage",
+    "HumanFeedbackStage",
     "JudgeBiasStage",
     "JudgeLabels",
+    "LiveStage",
     "Method",
     "OverOptimisationStage",
     "PPOStage",
     "PretrainStage",
     "RewardModelStage",
+    "RunConfig",
     "SFTStage",
     "StageConfig",
     "SyntheticFeedbackStage",

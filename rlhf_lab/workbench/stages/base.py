@@ -1,6 +1,6 @@
 """What every stage's parameters have, and how a stage begins."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pandas as pd
@@ -14,16 +14,21 @@ from rlhf_lab.workbench.runs import Run
 from rlhf_lab.workbench.tracking import TrackingConfig
 
 
-class StageConfig(Config):
-    """What every run has."""
+class RunConfig(Config):
+    """What every run has, also one that only looks at others."""
 
     experiment: str = "scratch"  # runs/<experiment>/<stage>/<run id>
     run_dir: str = ""  # "" = a new one under ./runs, or under RLHF_LAB_RUNS
-    sandbox: str = "default"  # the embedded world; "" = real models and data only
-    eval_prompts: int = Field(256, ge=1)  # held-out prompts on which gold is measured
     seed: int = Field(0, ge=0, lt=2**32)  # what numpy takes
     threads: int = Field(0, ge=0, le=1024)  # 0 = as many as torch takes
     tracking: TrackingConfig = TrackingConfig()  # wandb: project, entity, group, job_type, tags, notes, mode
+
+
+class StageConfig(RunConfig):
+    """What every run has that makes or measures a model."""
+
+    sandbox: str = "default"  # the embedded world; "" = real models and data only
+    eval_prompts: int = Field(256, ge=1)  # held-out prompts on which gold is measured
 
 
 class TrainingStage(StageConfig):
@@ -33,7 +38,16 @@ class TrainingStage(StageConfig):
     save_every: int = Field(50, ge=0)  # steps between checkpoints to resume from; 0 = only when stopped
 
 
-def begin(stage: str, cfg: StageConfig) -> Run:
+def refuse_shared(cfg: Config, parts: Sequence[str], who: str) -> None:
+    """Errors: `ValueError` for a part of the settings with a seed, precision or length of its own: `who` share them."""
+    for name in parts:
+        part = getattr(cfg, name)
+        for field in part.model_fields_set & {"seed", "precision", "max_new_tokens"}:
+            if getattr(part, field) != type(part).model_fields[field].default:
+                raise ValueError(f"{name}.{field} follows from the settings that all {who} share: leave it out")
+
+
+def begin(stage: str, cfg: RunConfig) -> Run:
     """Start a stage: threads, seeds, quiet libraries, and the run's directory."""
     import transformers
 

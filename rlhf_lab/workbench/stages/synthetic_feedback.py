@@ -9,7 +9,7 @@ from rlhf_lab.sandbox.labelers import LabelerConfig
 from rlhf_lab.training.ppo import PPOConfig
 from rlhf_lab.training.reward_model import RewardModelConfig
 from rlhf_lab.training.sft import SFTConfig
-from rlhf_lab.workbench.stages.base import StageConfig
+from rlhf_lab.workbench.stages.base import StageConfig, refuse_shared
 
 AlmostLabels = Literal["rule", "filtered", "gold"]
 JudgeLabels = Literal[
@@ -69,9 +69,5 @@ class SyntheticFeedbackStage(StageConfig):
         if len(self.responders) < 2 or 0 not in self.shots:
             raise ValueError("'responders' must be at least two, and 'shots' hold 0")
         check_ranking(self.responders)
-        for name in ("sft", "reward_model", "ppo"):
-            part = getattr(self, name)
-            for field in part.model_fields_set & {"seed", "precision", "max_new_tokens"}:
-                if getattr(part, field) != type(part).model_fields[field].default:
-                    raise ValueError(f"{name}.{field} follows from the settings that all chains share: leave it out")
+        refuse_shared(self, ("sft", "reward_model", "ppo"), "chains")
         return self
