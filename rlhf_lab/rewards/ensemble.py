@@ -55,6 +55,15 @@ def combine(scores: torch.Tensor, *, mode: Mode, coef: float = 0.5) -> torch.Ten
     return mean - coef * scores.var(0, correction=0) if mode == "uncertainty" else mean
 
 
+def disagreement(gaps: torch.Tensor) -> torch.Tensor:
+    """(M, N) gaps first - second of M members, in logits, on N pairs -> (N,) variance (by M) of P(first is preferred).
+
+    0 where all are of one mind, at most 1/4. A gap of an ensemble whose scores were scaled is to be scaled back before.
+    Source: Christiano et al. 2017 (1706.03741), section 2.2.4: the pairs with the highest are asked about.
+    """
+    return torch.sigmoid(gaps).var(0, correction=0)
+
+
 def member_folders(checkpoint) -> list:
     """The directories of an ensemble's members; a path or hub id of one model alone.
 

@@ -16,6 +16,7 @@ from rlhf_lab.workbench.studies import synthetic_feedback as study
 from rlhf_lab.workbench.studies import synthetic_feedback_figures as figures
 from rlhf_lab.workbench.studies import synthetic_feedback_results as kept
 from rlhf_lab.workbench.studies.synthetic_responders import axis_of, cast, steps
+from rlhf_lab.workbench.studies.units import gaps_of
 
 TINY = {
     "sizes": {"small": "sandbox", "medium": "sandbox", "large": "sandbox"},
@@ -148,7 +149,7 @@ def test_figures_of_the_filters_by_hand():
 
 def test_agreement_leaves_out_gold_ties_and_halves_ours():
     ours, gold = np.array([1.0, -2.0, 0.0, 5.0]), np.array([2.0, 1.0, -1.0, 0.0])
-    assert study._agreement(ours, gold) == pytest.approx((1 + 0 + 0.5) / 3)
+    assert study.agreement(ours, gold) == pytest.approx((1 + 0 + 0.5) / 3)
 
 
 def test_a_judge_is_asked_about_the_same_pairs_as_the_rule_has(ground):
@@ -240,7 +241,7 @@ def test_differences_are_paired_by_seed_and_hold_all_at_once(tmp_path):
     record(file, "fair", 1, ppo_gold=0.9, **JUDGED)  # the same again: it replaces
     found = kept.recorded("judges", file)
     assert found.left_out == 2 and list(found.units["fair"]) == [0, 1, 2]
-    assert kept.gaps_of(found.units, "length", "fair", "ppo_gold") == pytest.approx([-0.3, -0.4, -0.4])
+    assert gaps_of(found.units, "length", "fair", "ppo_gold") == pytest.approx([-0.3, -0.4, -0.4])
     table = kept.judge_table(found.units)
     oracle = stats.ttest_1samp([-0.3, -0.4, -0.4], 0).confidence_interval(1 - 0.05 / 2)  # two conditions beside fair
     assert table.loc["length", "less fair"] == f"-0.37 [{oracle.low:.2f}, {oracle.high:.2f}]"

@@ -2,8 +2,9 @@
 
 import copy
 import difflib
+import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -65,7 +66,7 @@ class Plan(NamedTuple):
 def validate(file: str | Path, overrides: Sequence[str] = ()) -> Plan:
     """Check an experiment file, with `key=value` overrides on top, and return what would run. Starts nothing.
 
-    An override comes after the sweep: one of a swept key takes the key out of the grid.
+    An override comes after the sweep: a swept key all of which it sets is taken out of the grid.
     Errors: `LabError` in one line naming the file, the stage and the key.
     """
     file = Path(file)
@@ -82,6 +83,7 @@ def validate(file: str | Path, overrides: Sequence[str] = ()) -> Plan:
     for values in grid(swept, str(file)):
         at = base if not values else _override(file, _placed(file, drafts, values), overrides)
         points.append(Point(values, tuple(_check(draft, names, index, values) for index, draft in enumerate(at))))
+    _refuse_twins(file, points)
     return Plan(file, _experiment(file, chain.experiment, points[0].stages), chain.description, tuple(points))
 
 
@@ -97,6 +99,8 @@ class _Draft(NamedTuple):
 def _read(file: Path) -> ChainFile:
     content = read_yaml(file)
     if "stages" in content or find_notebook(file.parent.name, file) is None:
+        if not content:
+            raise LabError(f"{file}: is empty; give 'experiment:' and 'stages:', as in experiments/quickstart.yaml")
         return _chain(file, content)
     stem = file.parent.name
     if "sweep" in content:
@@ -137,11 +141,32 @@ def _dimensions(file: Path, chain: ChainFile, drafts: list[_Draft], overrides: S
     if chain.sweep is None:
         return []
     has_seeds = any("seeds" in draft.config.model_fields for draft in drafts)
-    found = dimensions(chain.sweep, f"{file}, sweep", seeds="seeds" if has_seeds else "seed")
-    for dimension in found:
-        _assign(file, drafts, dimension.key, dimension.values[0], f"{file}, sweep")
-    given = {override.partition("=")[0].strip() for override in overrides}
-    return [dimension for dimension in found if dimension.key not in given]
+    where = f"{file}, sweep"
+    found = dimensions(chain.sweep, where, seeds="seeds" if has_seeds else "seed")
+    swept = {dimension.key: _places(file, drafts, dimension.key, where) for dimension in found}
+    for index, key in enumerate(swept):
+        later = {other: swept[other] for other in list(swept)[index + 1 :]}
+        if _hidden(swept[key], later.values()):
+            by = next(other for other, places in later.items() if _hidden(swept[key][:1], [places]))
+            raise LabError(f"{where}: '{key}' has no effect, '{by}' below it sets the same; swap them or leave one out")
+    given = [_places(file, drafts, text.partition("=")[0].strip(), f"-p {text}") for text in overrides]
+    return [dimension for dimension in found if not _hidden(swept[dimension.key], given)]
+
+
+def _hidden(places: list[tuple[str, ...]], later: Iterable[list[tuple[str, ...]]]) -> bool:
+    """Whether all of what was set is set again, or a mapping that it lies in."""
+    again = {place for other in later for place in other}
+    return all(any(place[:depth] in again for depth in range(2, len(place) + 1)) for place in places)
+
+
+def _refuse_twins(file: Path, points: Sequence[Point]) -> None:
+    """1 and 1.0, or values that an override hides: it would be run once and counted twice."""
+    seen: dict[str, Point] = {}
+    for point in points:
+        other = seen.setdefault(json.dumps([stage.parameters for stage in point.stages], sort_keys=True), point)
+        if other is not point:
+            twins = f"'{label(other.values)}' and '{label(point.values)}'"
+            raise LabError(f"{file}, sweep: {twins} are the same run; leave one out, or what -p sets of them")
 
 
 def _placed(file: Path, drafts: list[_Draft], values: Mapping[str, Any]) -> list[_Draft]:
@@ -164,24 +189,37 @@ def _override(file: Path, drafts: list[_Draft], overrides: Sequence[str]) -> lis
 
 
 def _assign(file: Path, drafts: list[_Draft], key: str, value: Any, said: str) -> list[_Draft]:
-    """`stage.key` sets it for one stage, `key` for every stage that has it; further dots go into mappings."""
-    path = key.split(".")
-    named = [draft.name for draft in drafts if draft.name == path[0] and len(path) > 1]
-    if named:
-        path = path[1:]
-    targets = named or [draft.name for draft in drafts if path[0] in draft.config.model_fields]
-    if not targets:
-        known = sorted({f for d in drafts for f in d.config.model_fields} | {d.name for d in drafts if len(path) > 1})
-        close = difflib.get_close_matches(path[0], known, n=1)
-        hint = f" (did you mean '{close[0]}'?)" if close else ""
-        raise LabError(f"{said}: no stage of {file} has a parameter '{path[0]}'{hint}")
+    """The drafts with a value put in at every place that a key means."""
+    places = {stage: path for stage, *path in _places(file, drafts, key, said)}
     changed = []
     for draft in drafts:
-        if draft.name in targets:
+        if draft.name in places:
             draft = draft._replace(values=copy.deepcopy(draft.values))
-            _set(draft.values, path, copy.deepcopy(value), said)
+            _set(draft.values, places[draft.name], copy.deepcopy(value), said)
         changed.append(draft)
     return changed
+
+
+def _places(file: Path, drafts: list[_Draft], key: str, said: str) -> list[tuple[str, ...]]:
+    """What a key means: `stage.key` one stage's, `key` that of every stage that has it; further dots go into mappings.
+
+    Each is the stage, the parameter and the keys below it.
+    """
+    path = key.split(".")
+    stages = [draft.name for draft in drafts]
+    if path[0] in stages and len(path) > 1:
+        return [tuple(path)]
+    if found := [draft.name for draft in drafts if path[0] in draft.config.model_fields]:
+        return [(stage, *path) for stage in found]
+    if path[0] in stages:
+        raise LabError(f"{said}: '{key}' is a stage of {file}; name a parameter of it, as {key}.KEY")
+    known = sorted({f for d in drafts for f in d.config.model_fields} | set(stages if len(path) > 1 else ()))
+    close = difflib.get_close_matches(path[0], known, n=1)
+    hint = f" (did you mean '{close[0]}'?)" if close else ""
+    if len(path) > 1:
+        hint = hint or f" (its stages: {', '.join(stages)})"
+        raise LabError(f"{said}: no stage of {file} is called '{path[0]}' or has a parameter '{path[0]}'{hint}")
+    raise LabError(f"{said}: no stage of {file} has a parameter '{path[0]}'{hint}")
 
 
 def _set(values: dict[str, Any], path: list[str], value: Any, said: str) -> None:

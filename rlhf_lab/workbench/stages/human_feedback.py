@@ -33,7 +33,7 @@ class HumanFeedbackStage(StageConfig):
     max_new_tokens: int = Field(40, ge=1)
     precision: Literal["auto", "fp32", "bf16"] = "fp32"
     reward_model: RewardModelConfig = RewardModelConfig(epochs=2)
-    ppo: PPOConfig = PPOConfig(updates=20, batch_size=64, kl_coef=0.15)
+    ppo: PPOConfig = PPOConfig(updates=15, batch_size=64, kl_coef=0.15)
     results: str = ""  # a .jsonl file: what it has of these settings is read, what is missing is run and appended
     resume: bool = False  # go on with the run in run_dir, with every label that it has
 

@@ -26,12 +26,16 @@ class FinishedLines:
         run.rewind(-1)
 
     def find(self, name: str, key: Mapping[str, Any]) -> dict[str, Any] | None:
+        """The last line of this key, which is told, or None. Errors: `LabError` naming a broken line."""
+        line = self.last(key)
+        if line is not None:
+            print(f"{name}: finished before, read from {self.file}")
+        return line
+
+    def last(self, key: Mapping[str, Any]) -> dict[str, Any] | None:
         """The last line of this key, or None. Errors: `LabError` naming a broken line."""
-        for line in reversed(read_jsonl(self.file)):
-            if all(line.get(part) == value for part, value in key.items()):
-                print(f"{name}: finished before, read from {self.file}")
-                return line
-        return None
+        lines = reversed(read_jsonl(self.file))
+        return next((line for line in lines if all(line.get(part) == value for part, value in key.items())), None)
 
     def add(self, key: Mapping[str, Any], contents: Mapping[str, Any]) -> None:
         """Append a line: the key, the commit and hardware that made it, and its contents."""

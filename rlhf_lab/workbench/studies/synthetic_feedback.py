@@ -17,14 +17,14 @@ from rlhf_lab.judges import feedback as labels
 from rlhf_lab.judges.feedback import Row
 from rlhf_lab.rewards import ModelReward
 from rlhf_lab.sandbox.world import World
-from rlhf_lab.training import reward_model as rm
 from rlhf_lab.training.best_of_n import score_pool
 from rlhf_lab.training.comparisons import sample_rankings
-from rlhf_lab.training.ppo import ppo_start, ppo_updates
 from rlhf_lab.training.rejection_sampling import best_finished
 from rlhf_lab.training.rollouts import sample_replies
-from rlhf_lab.workbench.evaluation import Measure, win_rate
+from rlhf_lab.workbench.evaluation import win_rate
 from rlhf_lab.workbench.runs import Run
+from rlhf_lab.workbench.studies import chain
+from rlhf_lab.workbench.studies.chain import agreement, rankings_of, train_scorer
 from rlhf_lab.workbench.studies.synthetic_ground import Ground, common_ground, fine_tune
 from rlhf_lab.workbench.studies.synthetic_responders import axes
 
@@ -107,21 +107,13 @@ def as_is_reward(ground: Ground, run: Run) -> ModelReward:
 
 def reward_model(ground: Ground, rows: Sequence[Row], run: Run, name: str):
     """A reward model, on the student's trunk, from rows of prompt, chosen, rejected and finished."""
-    rankings = [
-        {"prompt": r["prompt"], "completions": [r["chosen"], r["rejected"]], "ranks": [0, 1], "finished": r["finished"]}
-        for r in rows
-    ]
-    return _train_scorer(ground, rankings, run, f"{name}: reward model")
+    return _train_scorer(ground, rankings_of(rows), run, f"{name}: reward model")
 
 
 def _train_scorer(ground: Ground, rankings: list[Row], run: Run, what: str):
     cfg = ground.cfg
     settings = cfg.reward_model.model_copy(update={"seed": cfg.seed, "precision": cfg.precision})
-    scorer = models.load_scorer(ground.student, head="new")
-    state = rm.reward_model_start(settings, scorer, ground.cast.tokenizer, rankings)
-    for stats in rm.reward_model_steps(state):
-        run.progress(state.step, state.steps, f"{what}, loss {stats.loss:.2f}")
-    return scorer.eval()
+    return train_scorer(settings, ground.student, ground.tokenizer, rankings, run, what)
 
 
 def _scores(reward, rows: Sequence[Row], side: int) -> list[float]:
@@ -163,15 +155,9 @@ def _accuracies(scorer, ground: Ground) -> dict[str, float]:
     between = np.array([_scores(reward, rows, side) for side in (0, 1)])
     within = [score_pool(ranker, ground.duel) for ranker in (reward, ground.world.gold)]
     return {
-        "accuracy_between": _agreement(between[0] - between[1], np.array([r["gold"][0] - r["gold"][1] for r in rows])),
-        "accuracy_within": _agreement(*((scores[:, 0] - scores[:, 1]).numpy() for scores in within)),
+        "accuracy_between": agreement(between[0] - between[1], np.array([r["gold"][0] - r["gold"][1] for r in rows])),
+        "accuracy_within": agreement(*((scores[:, 0] - scores[:, 1]).numpy() for scores in within)),
     }
-
-
-def _agreement(ours: np.ndarray, gold: np.ndarray) -> float:
-    """Share of equal signs, where gold is not 0; ours of 0 counts 1/2."""
-    known = gold != 0
-    return float((0.5 + 0.5 * np.sign(ours[known]) * np.sign(gold[known])).mean())
 
 
 # ---- Stages 2 and 3
@@ -209,25 +195,7 @@ def start_figures(ground: Ground) -> dict[str, float]:
 
 def optimise(name: str, policy, scorer, ground: Ground, run: Run) -> dict[str, float]:
     """PPO from an SFT model, which it changes, against a reward model brought to unit scale on that model's replies."""
-    from datasets import Dataset
-
-    cfg, tokenizer = ground.cfg, ground.cast.tokenizer
-    settings = cfg.ppo.model_copy(
-        update={"seed": cfg.seed, "precision": cfg.precision, "max_new_tokens": cfg.max_new_tokens}
-    )
-    prompts = ground.train[: cfg.eval_prompts]
-    replies, finished = sample_replies(
-        policy, tokenizer, prompts, max_new_tokens=cfg.max_new_tokens, seed=cfg.seed + 600
-    )
-    rm.normalise_to_reference(scorer, tokenizer, prompts, replies, finished=finished)
-    critic, reward = copy.deepcopy(scorer), ModelReward(scorer.requires_grad_(False), tokenizer, tokenizer)
-    state = ppo_start(settings, policy=policy, critic=critic, reward=reward, tokenizer=tokenizer, prompts=ground.train)
-    held_out = Dataset.from_dict({"prompt": ground.held_out})
-    measure = Measure(settings, tokenizer, held_out, reward, ground.world, baseline=state.reference)
-    for update in ppo_updates(state):
-        run.progress(update.number, settings.updates, f"{name}: PPO")
-    measure(policy, settings.updates)
-    found = measure.results()
+    found = chain.optimise(name, policy, [scorer], ground, run).results()
     return {f"ppo_{key}": value for key, value in found.items() if key != "gold_sft"} | {"gold_sft": found["gold_sft"]}
 
 

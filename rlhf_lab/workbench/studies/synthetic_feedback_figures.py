@@ -1,7 +1,5 @@
 """06_synthetic_feedback: its figures, of a run and over seeds."""
 
-from collections.abc import Sequence
-
 import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
@@ -9,7 +7,8 @@ from matplotlib.figure import Figure
 from rlhf_lab.judges.feedback import QUALITIES, SIZES
 from rlhf_lab.workbench.evaluation import mean_interval
 from rlhf_lab.workbench.studies.synthetic_feedback import CONDITIONS
-from rlhf_lab.workbench.studies.synthetic_feedback_results import CHAINS, MENDED, Figures, Units, gaps_of, steps_along
+from rlhf_lab.workbench.studies.synthetic_feedback_results import CHAINS, MENDED, steps_along
+from rlhf_lab.workbench.studies.units import Figures, Units, draw_means, gaps_of
 from rlhf_lab.workbench.style import BLUE, GREEN, GREY, ORANGE, PALETTE, empty_figure, styled
 
 
@@ -57,19 +56,12 @@ def _draw_stages(ax, units: Units) -> None:
         seeds = [seed for seed in units[name] if seed in units["start"]]
         keys = ("gold_demonstrations", "gold_sft", "ppo_gold")
         rows = np.array([[units["start"][s]["gold_self_play"], *(units[name][s][key] for key in keys)] for s in seeds])
-        _draw_means(ax, range(4), rows, color, name)
+        draw_means(ax, range(4), rows, color, name)
     if "start" in units:
         plain = np.mean([figures["gold_plain_sft"] for figures in units["start"].values()])
         ax.axhline(plain, color=GREY, linewidth=0.8, linestyle="--", label="plain SFT")
         ax.legend(loc="best")
     ax.set(xticks=range(4), xticklabels=places, ylabel="gold (sd)")
-
-
-def _draw_means(ax, x: Sequence[float], rows: np.ndarray, color: str, label: str) -> None:
-    """Means of (seeds, places) with 95% intervals where there are several seeds."""
-    at = [mean_interval(column) for column in rows.T]
-    error = [[i.mean - i.low for i in at], [i.high - i.mean for i in at]] if len(rows) > 1 else None
-    ax.errorbar(x, [i.mean for i in at], yerr=error, color=color, marker="o", markersize=4, capsize=2, label=label)
 
 
 @styled

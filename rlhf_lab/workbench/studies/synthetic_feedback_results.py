@@ -4,19 +4,26 @@ A unit is what takes a while: the rule along its axes, the filters, the start, o
 """
 
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import pandas as pd
 
 from rlhf_lab.workbench.artefacts import HOUSE
-from rlhf_lab.workbench.evaluation import mean_interval
 from rlhf_lab.workbench.records import read_jsonl
 from rlhf_lab.workbench.runs import Run
 from rlhf_lab.workbench.stages import SyntheticFeedbackStage
-from rlhf_lab.workbench.studies.algorithm_results import bonferroni
-from rlhf_lab.workbench.studies.finished_lines import FinishedLines, fingerprint, short_hash
+from rlhf_lab.workbench.studies.finished_lines import fingerprint, short_hash
 from rlhf_lab.workbench.studies.synthetic_feedback import CONDITIONS, FILTERS, Ground
+from rlhf_lab.workbench.studies.units import (
+    Figures,
+    FinishedUnits,
+    Recorded,
+    Units,
+    latest,
+    less_text,
+    mean_text,
+)
 from rlhf_lab.workbench.writing import user_path
 
 _NO_MATTER = {"experiment", "run_dir", "results", "resume", "seed", "threads", "tracking", "almost", "judges"}
@@ -24,40 +31,13 @@ _MODELS = {"sizes", "student"}  # known by their weights
 _OF_JUDGES = {"judge_temperature", "position", "length", "flip", "votes"}
 CHAINS = ("rule", "filtered", "gold")
 
-Figures = dict[str, float]
-Units = dict[str, dict[int, Figures]]
-"""Unit -> seed -> figures."""
 
-
-class Finished:
-    """The finished units of these settings, models and seed, in `cfg.results` or a file of the run's own."""
+class Finished(FinishedUnits):
+    """The finished units of these settings, models and seed."""
 
     def __init__(self, ground: Ground, run: Run):
-        self.cfg, self.run = ground.cfg, run
-        self.models = "-".join(fingerprint(path) for path in (*ground.cast.paths.values(), ground.student))
-        self.lines = FinishedLines(self.cfg.results, run)
-        self.units: Units = {}
-
-    def find(self, unit: str) -> Figures | None:
-        """What was recorded, or None. Errors: `LabError` naming a broken line."""
-        line = self.lines.find(unit, self._key(unit))
-        return self._keep(unit, line["figures"]) if line else None
-
-    def add(self, unit: str, figures: Figures) -> Figures:
-        """Append a finished unit to the file, and give its figures back."""
-        self.lines.add(self._key(unit), {"figures": figures})
-        return self._keep(unit, figures)
-
-    def _keep(self, unit: str, figures: Figures) -> Figures:
-        """Have it for the tables, and send it to the run's metrics, once: a unit is a step."""
-        if unit not in self.units:
-            self.run.log({f"{unit}/{name}": value for name, value in figures.items()}, step=len(self.units))
-        self.units[unit] = {self.cfg.seed: figures}
-        return figures
-
-    def _key(self, unit: str) -> dict[str, Any]:
-        common, own = settings_hashes(self.cfg, unit)
-        return {"unit": unit, "seed": self.cfg.seed, "common": common, "own": own, "models": self.models}
+        models = "-".join(fingerprint(path) for path in (*ground.cast.paths.values(), ground.student))
+        super().__init__(ground.cfg, run, models, settings_hashes)
 
 
 def settings_hashes(cfg: SyntheticFeedbackStage, unit: str) -> tuple[str, str]:
@@ -70,13 +50,6 @@ def settings_hashes(cfg: SyntheticFeedbackStage, unit: str) -> tuple[str, str]:
         own |= {"size": getattr(cfg, condition.errs)} if condition.errs else {}
         own |= {"votes": cfg.votes} if condition.remedy == "votes" else {}
     return short_hash(values), short_hash(own)
-
-
-class Recorded(NamedTuple):
-    """What a file of results holds of one set of settings."""
-
-    units: Units
-    left_out: int  # lines of other settings, or that a later line of the same replaces
 
 
 _NEEDED = {"almost": {"axes", "filters"}, "judges": {"fair"}}  # what the tables of a part begin with
@@ -92,39 +65,8 @@ def recorded(part: str, file: str | Path = "") -> Recorded | None:
     lines = [line for line in read_jsonl(path) if (line["unit"] in CONDITIONS) == (part == "judges")]
     if not lines:
         return None
-    kept = [line for line in lines if line["common"] == lines[-1]["common"]]
-    own = {line["unit"]: line["own"] for line in kept}
-    last = {(line["unit"], line["seed"]): line["figures"] for line in kept if line["own"] == own[line["unit"]]}
-    units: Units = {}
-    for unit, seed in sorted(last, key=lambda key: key[1]):
-        units.setdefault(unit, {})[seed] = last[unit, seed]
-    return Recorded(units, len(lines) - len(last)) if _NEEDED[part] <= units.keys() else None
-
-
-def _mean(found: dict[int, Figures], name: str, digits: int = 2) -> str:
-    """A figure's mean over the seeds that have it, with its 95% interval; one seed's value alone."""
-    values = [figures[name] for figures in found.values() if name in figures]
-    if not values:
-        return "-"
-    at = mean_interval(values)
-    if len(values) == 1:
-        return f"{at.mean:.{digits}f}"
-    return f"{at.mean:.{digits}f} [{at.low:.{digits}f}, {at.high:.{digits}f}]"
-
-
-def _less(units: Units, unit: str, other: str, name: str, comparisons: int) -> str:
-    """A figure of one unit less that of another, seed by seed, with an interval at level 1 - 0.05 / comparisons."""
-    gaps = gaps_of(units, unit, other, name)
-    if len(gaps) < 2:
-        return f"{gaps[0]:.2f}" if gaps else ""
-    low, high = bonferroni(gaps, comparisons)
-    return f"{np.mean(gaps):.2f} [{low:.2f}, {high:.2f}]"
-
-
-def gaps_of(units: Units, unit: str, other: str, name: str) -> list[float]:
-    """A figure of one unit less that of another, for every seed that both were run with."""
-    ours, theirs = units.get(unit, {}), units.get(other, {})
-    return [ours[seed][name] - theirs[seed][name] for seed in ours if seed in theirs]
+    found = latest(lines)
+    return found if _NEEDED[part] <= found.units.keys() else None
 
 
 # ---- ALMoST
@@ -146,7 +88,7 @@ def rule_table(units: Units) -> pd.DataFrame:
     axes, rows = units["axes"], []
     for axis, better, worse in steps_along(next(iter(axes.values()))):
         gains = [figures[f"gold_{better}"] - figures[f"gold_{worse}"] for figures in axes.values()]
-        accuracy = _mean(axes, f"accuracy_{better}_over_{worse}")
+        accuracy = mean_text(axes, f"accuracy_{better}_over_{worse}")
         rows.append({"axis": axis, "better": better, "worse": worse, "accuracy": accuracy, "gold": np.mean(gains)})
     return pd.DataFrame(rows).set_index(["axis", "better", "worse"]).round(2)
 
@@ -155,7 +97,7 @@ def filter_table(units: Units) -> pd.DataFrame:
     """What each filter leaves: pairs, the rule's accuracy, and characters that the chosen reply has more."""
     found = units["filters"]
     names = {"pairs": 0, "accuracy": 3, "longer": 1}
-    rows = {f: {name: _mean(found, f"{name}_{f}", digits) for name, digits in names.items()} for f in FILTERS}
+    rows = {f: {name: mean_text(found, f"{name}_{f}", digits) for name, digits in names.items()} for f in FILTERS}
     return pd.DataFrame(rows).T.rename_axis("filter")
 
 
@@ -173,11 +115,11 @@ def stage_table(units: Units) -> pd.DataFrame:
             "ppo_gold",
             "ppo_kl",
         )
-        row = {key: _mean(units[name], key, 0 if key == "pairs" else 2) for key in shown}
+        row = {key: mean_text(units[name], key, 0 if key == "pairs" else 2) for key in shown}
         gains = {s: f["gold_sft"] - units["start"][s]["gold_plain_sft"] for s, f in units[name].items()}
-        row["SFT less plain SFT"] = _mean({seed: {"gain": gain} for seed, gain in gains.items()}, "gain")
-        row["PPO less SFT"] = _mean(units[name], "ppo_gold_gain")
-        row["PPO less rule's"] = _less(units, name, "rule", "ppo_gold", 2) if name != "rule" else ""
+        row["SFT less plain SFT"] = mean_text({seed: {"gain": gain} for seed, gain in gains.items()}, "gain")
+        row["PPO less SFT"] = mean_text(units[name], "ppo_gold_gain")
+        row["PPO less rule's"] = less_text(units, name, "rule", "ppo_gold", 2) if name != "rule" else ""
         rows[name] = row
     return pd.DataFrame(rows).rename_axis("chain", axis=1)
 
@@ -202,11 +144,12 @@ def judge_table(units: Units) -> pd.DataFrame:
     rows, present = {}, [name for name in CONDITIONS if name in units]
     for name in present:
         digits = {"calls": 0, "pairs": 0, "accuracy": 3, "longer": 2, "accuracy_within": 3, "ppo_gold": 2}
-        row = {key: _mean(units[name], key, places) for key, places in digits.items()}
-        row["less fair"] = _less(units, name, "fair", "ppo_gold", max(len(present) - 1, 1)) if name != "fair" else ""
+        row = {key: mean_text(units[name], key, places) for key, places in digits.items()}
+        others = max(len(present) - 1, 1)
+        row["less fair"] = less_text(units, name, "fair", "ppo_gold", others) if name != "fair" else ""
         before = MENDED.get(name)
         mended = sum(other in units for other in MENDED)
-        row["less without the remedy"] = _less(units, name, before, "ppo_gold", mended) if before else ""
+        row["less without the remedy"] = less_text(units, name, before, "ppo_gold", mended) if before else ""
         rows[name] = row
     return pd.DataFrame.from_dict(rows, orient="index").rename_axis("condition")
 

@@ -34,6 +34,10 @@ class Ground(NamedTuple):
     def world(self) -> World:
         return self.cast.world
 
+    @property
+    def tokenizer(self):
+        return self.cast.tokenizer
+
 
 def common_ground(cfg: SyntheticFeedbackStage, run: Run) -> Ground:
     """Sample and train what all chains share. Errors: `LabError` without a sandbox: nothing else has a known gold."""

@@ -1,0 +1,75 @@
+"""What the studies of feedback share: a reward model from comparisons, PPO against it, and how far two agree.
+
+`ground` is what all chains of a study share; asked of it are cfg (with seed, precision, max_new_tokens, eval_prompts,
+reward_model and ppo), tokenizer, world (None without a sandbox), and the prompts train and held_out.
+"""
+
+import copy
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from rlhf_lab import models
+from rlhf_lab.models import Scorer
+from rlhf_lab.rewards import EnsembleReward, ModelReward
+from rlhf_lab.training import reward_model as rm
+from rlhf_lab.training.ppo import ppo_start, ppo_updates
+from rlhf_lab.training.rollouts import sample_replies
+from rlhf_lab.workbench.evaluation import Measure
+from rlhf_lab.workbench.runs import Run
+
+
+def rankings_of(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Rows of prompt, chosen, rejected and finished (of these two) as rankings."""
+    return [
+        {"prompt": r["prompt"], "completions": [r["chosen"], r["rejected"]], "ranks": [0, 1], "finished": r["finished"]}
+        for r in rows
+    ]
+
+
+def train_scorer(settings: rm.RewardModelConfig, path: str, tokenizer, rankings, run: Run, what: str) -> Scorer:
+    """A reward model with a new head on the model at `path`, from rankings. The head is drawn from torch's stream."""
+    scorer = models.load_scorer(path, head="new")
+    state = rm.reward_model_start(settings, scorer, tokenizer, rankings)
+    for stats in rm.reward_model_steps(state):
+        run.progress(state.step, state.steps, f"{what}, loss {stats.loss:.2f}")
+    return scorer.eval()
+
+
+def optimise(name: str, policy, scorers: Sequence[Scorer], ground, run: Run) -> Measure:
+    """PPO from an SFT model, which it changes, against the mean of reward models -> measured before and after.
+
+    Each reward model is brought to unit scale on that SFT model's replies, and the critic starts as the first.
+    """
+    from datasets import Dataset
+
+    cfg, tokenizer = ground.cfg, ground.tokenizer
+    settings = cfg.ppo.model_copy(
+        update={"seed": cfg.seed, "precision": cfg.precision, "max_new_tokens": cfg.max_new_tokens}
+    )
+    prompts = ground.train[: cfg.eval_prompts]
+    replies, finished = sample_replies(
+        policy, tokenizer, prompts, max_new_tokens=cfg.max_new_tokens, seed=cfg.seed + 600
+    )
+    for scorer in scorers:
+        rm.normalise_to_reference(scorer, tokenizer, prompts, replies, finished=finished)
+    critic, reward = copy.deepcopy(scorers[0]), ensemble(scorers, tokenizer)
+    state = ppo_start(settings, policy=policy, critic=critic, reward=reward, tokenizer=tokenizer, prompts=ground.train)
+    held_out = Dataset.from_dict({"prompt": ground.held_out})
+    measure = Measure(settings, tokenizer, held_out, reward, ground.world, baseline=state.reference)
+    for update in ppo_updates(state):
+        run.progress(update.number, settings.updates, f"{name}: PPO")
+    measure(policy, settings.updates)
+    return measure
+
+
+def ensemble(scorers: Sequence[Scorer], tokenizer) -> EnsembleReward:
+    """Reward models on the policy's tokenizer as one reward, their mean. They learn no more."""
+    return EnsembleReward([ModelReward(scorer.requires_grad_(False), tokenizer, tokenizer) for scorer in scorers])
+
+
+def agreement(ours: np.ndarray, theirs: np.ndarray) -> float:
+    """Share of equal signs, where theirs is not 0; ours of 0 counts 1/2. NaN where all of theirs are 0."""
+    known = theirs != 0
+    return float((0.5 + 0.5 * np.sign(ours[known]) * np.sign(theirs[known])).mean()) if known.any() else float("nan")

@@ -1,0 +1,108 @@
+"""A study's figures by unit and seed: kept in a file as they are finished, read again, tabled, and drawn.
+
+A unit is what takes a while, such as one chain or one round. It comes to figures by name.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from rlhf_lab.workbench.evaluation import mean_interval
+from rlhf_lab.workbench.runs import Run
+from rlhf_lab.workbench.studies.algorithm_results import bonferroni
+from rlhf_lab.workbench.studies.finished_lines import FinishedLines
+
+Figures = dict[str, float]
+Units = dict[str, dict[int, Figures]]
+"""Unit -> seed -> figures."""
+
+
+class FinishedUnits:
+    """The finished units of these settings, models and seed, in `cfg.results` or a file of the run's own.
+
+    models: a fingerprint of what the study starts from. hashes: (cfg, unit) -> two short hashes, of the settings that
+    all units share and of the unit's own.
+    """
+
+    def __init__(self, cfg: Any, run: Run, models: str, hashes: Callable[[Any, str], tuple[str, str]]):
+        self.cfg, self.run, self.models, self.hashes = cfg, run, models, hashes
+        self.lines = FinishedLines(cfg.results, run)
+        self.units: Units = {}
+
+    def find(self, unit: str) -> Figures | None:
+        """What was recorded, or None. Errors: `LabError` naming a broken line."""
+        line = self.lines.find(unit, self._key(unit))
+        return self._keep(unit, line["figures"]) if line else None
+
+    def has(self, unit: str) -> bool:
+        """Whether a unit was recorded."""
+        return self.lines.last(self._key(unit)) is not None
+
+    def add(self, unit: str, figures: Figures) -> Figures:
+        """Append a finished unit to the file, and give its figures back."""
+        self.lines.add(self._key(unit), {"figures": figures})
+        return self._keep(unit, figures)
+
+    def _keep(self, unit: str, figures: Figures) -> Figures:
+        """Have it for the tables, and send it to the run's metrics, once: a unit is a step."""
+        if unit not in self.units:
+            self.run.log({f"{unit}/{name}": value for name, value in figures.items()}, step=len(self.units))
+        self.units[unit] = {self.cfg.seed: figures}
+        return figures
+
+    def _key(self, unit: str) -> dict[str, Any]:
+        common, own = self.hashes(self.cfg, unit)
+        return {"unit": unit, "seed": self.cfg.seed, "common": common, "own": own, "models": self.models}
+
+
+class Recorded(NamedTuple):
+    """What a file of results holds of one set of settings."""
+
+    units: Units
+    left_out: int  # lines of other settings, or that a later line of the same replaces
+
+
+def latest(lines: Sequence[Mapping[str, Any]]) -> Recorded:
+    """Of a file's lines those of the settings of the last; a unit that was run with several is there with its last."""
+    kept = [line for line in lines if line["common"] == lines[-1]["common"]]
+    own = {line["unit"]: line["own"] for line in kept}
+    last = {(line["unit"], line["seed"]): line["figures"] for line in kept if line["own"] == own[line["unit"]]}
+    units: Units = {}
+    for unit, seed in sorted(last, key=lambda key: key[1]):
+        units.setdefault(unit, {})[seed] = last[unit, seed]
+    return Recorded(units, len(lines) - len(last))
+
+
+def mean_text(found: dict[int, Figures], name: str, digits: int = 2) -> str:
+    """A figure's mean over the seeds that have it, with its 95% interval; one seed's value alone."""
+    values = [figures[name] for figures in found.values() if name in figures]
+    if not values:
+        return "-"
+    at = mean_interval(values)
+    if len(values) == 1:
+        return f"{at.mean:.{digits}f}"
+    return f"{at.mean:.{digits}f} [{at.low:.{digits}f}, {at.high:.{digits}f}]"
+
+
+def less_text(units: Units, unit: str, other: str, name: str, comparisons: int) -> str:
+    """A figure of one unit less that of another, seed by seed, with an interval at level 1 - 0.05 / comparisons."""
+    gaps = gaps_of(units, unit, other, name)
+    if len(gaps) < 2:
+        return f"{gaps[0]:.2f}" if gaps else ""
+    low, high = bonferroni(gaps, comparisons)
+    return f"{np.mean(gaps):.2f} [{low:.2f}, {high:.2f}]"
+
+
+def gaps_of(units: Units, unit: str, other: str, name: str) -> list[float]:
+    """A figure of one unit less that of another, for every seed that both were run with."""
+    ours, theirs = units.get(unit, {}), units.get(other, {})
+    return [ours[seed][name] - theirs[seed][name] for seed in ours if seed in theirs]
+
+
+def draw_means(ax, x: Sequence[float], rows: np.ndarray, color: str, label: str, **style: Any) -> None:
+    """Means of (seeds, places) with 95% intervals where there are several seeds."""
+    at = [mean_interval(column) for column in rows.T]
+    error = [[i.mean - i.low for i in at], [i.high - i.mean for i in at]] if len(rows) > 1 else None
+    look = {"marker": "o", "markersize": 4, "capsize": 2} | style
+    ax.errorbar(x, [i.mean for i in at], yerr=error, color=color, label=label, **look)
