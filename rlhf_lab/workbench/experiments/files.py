@@ -49,7 +49,8 @@ def read_yaml(file: Path) -> dict[str, Any]:
         near = difflib.get_close_matches(file.name, [p.name for p in file.parent.glob("*.y*ml")], n=1)
         raise LabError(f"{file}: no such file" + (f" (did you mean '{near[0]}'?)" if near else "")) from None
     except (OSError, ValueError) as error:  # also what is no UTF-8, or no path
-        raise LabError(f"{file}: cannot be read ({' '.join(str(error).split())})") from None
+        why = getattr(error, "strerror", None) or " ".join(str(error).split())
+        raise LabError(f"{file}: cannot be read ({why}); name an experiment file, a text in YAML") from None
     try:
         content = yaml.load(text, Loader=StrictLoader)
     except yaml.MarkedYAMLError as error:

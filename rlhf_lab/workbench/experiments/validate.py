@@ -116,6 +116,8 @@ def _chain(file: Path, content: dict[str, Any]) -> ChainFile:
             if not isinstance(entry, dict):
                 raise LabError(f"{file}, stage {index}: expected name, notebook and parameters")
             StageEntry.parse(entry, f"{file}, stage {entry.get('name', index)}")
+    if "sweep" in content and content["sweep"] is None:
+        content["sweep"] = {}  # nothing stands below it, which is no way to leave it out
     return ChainFile.parse(content, str(file))
 
 
@@ -166,7 +168,7 @@ def _refuse_twins(file: Path, points: Sequence[Point]) -> None:
         other = seen.setdefault(json.dumps([stage.parameters for stage in point.stages], sort_keys=True), point)
         if other is not point:
             twins = f"'{label(other.values)}' and '{label(point.values)}'"
-            raise LabError(f"{file}, sweep: {twins} are the same run; leave one out, or what -p sets of them")
+            raise LabError(f"{file}, sweep: {twins} are the same run; leave one out")
 
 
 def _placed(file: Path, drafts: list[_Draft], values: Mapping[str, Any]) -> list[_Draft]:
