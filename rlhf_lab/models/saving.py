@@ -50,8 +50,9 @@ def whole_directory(directory) -> Iterator[Path]:
             old.rename(target)
         shutil.rmtree(fresh, ignore_errors=True)
         if isinstance(error, OSError | SafetensorError):  # the disk is full, or may not be written to
-            what = f"{directory}: the model cannot be written ({first_line(error)})"
-            raise LabError(f"{what}; one saved there before still stands; free some space or choose another") from error
+            before = "; the one saved there before still stands" if target.exists() else ""
+            what = f"{directory}: the model cannot be written ({first_line(error)}){before}"
+            raise LabError(f"{what}; free some space or choose another place") from error
         raise
     shutil.rmtree(old, ignore_errors=True)
 

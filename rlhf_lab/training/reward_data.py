@@ -5,7 +5,7 @@ from typing import NamedTuple
 
 import torch
 
-from rlhf_lab.data import encode_pair, left_pad, right_pad
+from rlhf_lab.data import encode_pair, right_pad
 from rlhf_lab.errors import LabError
 from rlhf_lab.models import Scorer
 
@@ -84,11 +84,28 @@ def encode_ratings(rows, tokenizer, max_length: int | None) -> Rated:
 
 
 def head_outputs(scorer: Scorer, pad_id: int, prompts: Sequence[list[int]], replies: Sequence[list[int]]):
-    """(N, n) what the head says of each reply, by the ids of prompts and replies."""
-    prompt_ids, prompt_mask = left_pad(prompts, pad_id)
-    reply_ids, reply_mask = right_pad(replies, pad_id)
-    ids, mask = torch.cat([prompt_ids, reply_ids], dim=1), torch.cat([prompt_mask, reply_mask], dim=1)
-    return scorer.sequence_outputs(ids.to(scorer.device), mask.to(scorer.device))
+    """(N, n) what the head says of each reply, by the ids of prompts and replies.
+
+    Those of like length go through the model together: padding costs as much as text.
+    """
+    texts = [[*prompt, *reply] for prompt, reply in zip(prompts, replies, strict=True)]
+    groups = alike([len(text) for text in texts])
+    outputs = []
+    for rows in groups:
+        ids, mask = right_pad([texts[i] for i in rows], pad_id)
+        outputs.append(scorer.sequence_outputs(ids.to(scorer.device), mask.to(scorer.device)))
+    order = torch.tensor([i for rows in groups for i in rows], device=scorer.device)
+    return torch.cat(outputs)[order.argsort()]
+
+
+def alike(lengths: Sequence[int], *, within: float = 0.75) -> list[list[int]]:
+    """The indices of the lengths, in groups whose shortest is at least `within` of their longest."""
+    groups: list[list[int]] = []
+    for i in sorted(range(len(lengths)), key=lambda i: -lengths[i]):
+        if not groups or lengths[i] < within * lengths[groups[-1][0]]:
+            groups.append([])
+        groups[-1].append(i)
+    return groups
 
 
 def ranked_scores(scorer: Scorer, pad_id: int, data: Ranked, rows: list[int]):

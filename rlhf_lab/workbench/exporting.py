@@ -31,7 +31,8 @@ def export(run: str, out: str | Path, *, apart: bool = False) -> Exported:
     apart: the adapter stays one, in `out`/adapter, and a base that is no hub id goes beside it, into `out`/base.
     Plain transformers knows no `reward_gain`: it is multiplied into the head. It knows no shift either, which moves
     all scores alike; a head with a bias takes it, for one without the card names it.
-    Errors: `LabError` if there is no model, `out` is in use, or `apart` is asked of a model that is no adapter.
+    Errors: `LabError` if there is no model, `out` is in use, or `apart` is asked of a model that is no adapter; or if
+    `out` cannot be written, which leaves nothing there.
     """
     from rlhf_lab.models.adapter_files import adapter_base, holds_head
 
@@ -55,6 +56,12 @@ def export(run: str, out: str | Path, *, apart: bool = False) -> Exported:
         if target.exists():
             target.rmdir()
         fresh.rename(target)
+    except LabError as error:
+        raise LabError(str(error).replace(str(fresh), str(out))) from None
+    except OSError as error:
+        copied = isinstance(error, shutil.Error)  # one entry for each file, of which the last part says why
+        why = error.args[0][0][-1].partition(": '")[0] if copied else error.strerror or error
+        raise LabError(f"{out}: cannot be written ({why}); free some space or choose another place") from None
     finally:
         shutil.rmtree(fresh, ignore_errors=True)
     return Exported(target, kind)

@@ -21,9 +21,11 @@ from rlhf_lab.workbench.secrets import redact
 def cannot_write(path: Path, error: OSError) -> LabError:
     """What to tell the user when a file of a run cannot be written."""
     if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
-        todo = "free some space, or set RLHF_LAB_RUNS to a folder on another disk"
+        todo = "free some space, or name a place on another disk; for runs set RLHF_LAB_RUNS"
     elif error.errno in (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST):
-        todo = "set RLHF_LAB_RUNS or run_dir to a folder that you may write to"
+        todo = "name a place that you may write to; for runs set RLHF_LAB_RUNS or run_dir"
+    elif error.errno == errno.EISDIR:
+        todo = "name a file"
     elif error.errno == errno.ENAMETOOLONG:
         todo = "choose a shorter name"
     elif error.errno == errno.ENOENT:
@@ -60,19 +62,28 @@ def plain(value: Any) -> Any:
 
 
 def write_text(path: Path, text: str) -> None:
+    """Write a whole file of text, as `write_bytes` does."""
+    write_bytes(path, redact(text).encode("utf-8", "backslashreplace"))
+
+
+def write_bytes(path: Path, data: bytes) -> None:
     """Write a whole file so that a reader sees the old one or the new one, never half of one.
 
+    What is no file of its own, such as /dev/stdout, is written into and not replaced.
     Errors: `LabError` when it cannot be written; the old one then stands, and nothing is left beside it.
     """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    apart = not (path.is_symlink() or path.is_char_device() or path.is_fifo())
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp") if apart else path
     try:
-        temporary.write_text(redact(text), encoding="utf-8", errors="backslashreplace")
-        os.replace(temporary, path)
+        temporary.write_bytes(data)
+        if apart:
+            os.replace(temporary, path)
     except OSError as error:
         raise cannot_write(path, error) from None
     finally:
-        with contextlib.suppress(OSError):
-            temporary.unlink(missing_ok=True)
+        if apart:
+            with contextlib.suppress(OSError):
+                temporary.unlink(missing_ok=True)
 
 
 def write_json(path: Path, value: Any) -> None:

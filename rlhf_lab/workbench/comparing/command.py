@@ -1,5 +1,6 @@
 """What `rlhf-lab compare` prints and writes."""
 
+import io
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -16,7 +17,7 @@ from rlhf_lab.workbench.comparing.table import (
 )
 from rlhf_lab.workbench.comparing.variants import Comparison, compare
 from rlhf_lab.workbench.experiments.record import shown
-from rlhf_lab.workbench.writing import cannot_write, make_folder, user_path, write_text
+from rlhf_lab.workbench.writing import make_folder, user_path, write_bytes, write_text
 
 MANY = 40  # lines of results; beyond, only the first few results are shown unless they are named
 FIRST = 3
@@ -114,7 +115,6 @@ def _write_figures(comparison: Comparison, file: str, wanted: list[str], results
 
 
 def _save(figure, path: Path) -> None:
-    try:
-        figure.savefig(path, dpi=150)
-    except OSError as error:
-        raise cannot_write(path, error) from None
+    picture = io.BytesIO()
+    figure.savefig(picture, dpi=150, format="png")
+    write_bytes(path, picture.getvalue())

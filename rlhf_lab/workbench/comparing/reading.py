@@ -43,7 +43,7 @@ class ComparedRun:
 
 
 def read_run(run_dir: Path) -> ComparedRun:
-    """One of our runs. Errors: `LabError` where its status, config, metrics or samples cannot be read."""
+    """One of our runs. Errors: `LabError` where its status, config, metrics, samples or results cannot be read."""
     status = read_status(run_dir)
     if status.state == "queued":
         raise LabError(f"{run_dir} has not begun")
@@ -64,7 +64,7 @@ def read_run(run_dir: Path) -> ComparedRun:
         seconds=status.seconds,
         started=status.started,
         settings=settings.values,
-        results=plain_numbers(read_json(run_dir / "results.json")),
+        results=plain_numbers(_results(run_dir / "results.json")),
         x=next((name for name in metrics if name not in NOT_STEPS), ""),  # `Run.log` writes the step first
         commit=f"{git.get('commit') or ''}"[:10] + "-dirty" * bool(git.get("dirty")),
         seeds=settings.seeds,
@@ -101,6 +101,14 @@ def from_wandb(run: "WandbRun") -> ComparedRun:
         metrics=run.metrics,
         samples=run.samples.get("samples", next(iter(run.samples.values()), pd.DataFrame())),
     )
+
+
+def _results(file: Path) -> dict[str, Any]:
+    """Errors: `LabError` where the file is broken, for that is no run without results."""
+    found = read_json(file)
+    if not found and file.is_file() and file.read_bytes().split() != [b"{}"]:
+        raise LabError(f"{file} is broken: it is not a JSON object; mend or delete it")
+    return found
 
 
 def _name(run_dir: Path) -> str:

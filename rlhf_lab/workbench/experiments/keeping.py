@@ -89,7 +89,9 @@ def stop_run(name: str, *, patience_s: float = STOP_S) -> Status:
     path = find_run(name)
     status = read_status(path)
     if status.state != "running":
-        raise LabError(f"{shown(path)} is {status.state}; there is nothing to stop")
+        begun = "has not begun; stop the command that will start it" if status.state == "queued" else ""
+        how = "has" if status.state in ("failed", "died") else "is"
+        raise LabError(f"{shown(path)} {begun or f'{how} {status.state}; there is nothing to stop'}")
     if status.host != socket.gethostname():
         return _stop_elsewhere(path, status, 2 * patience_s)
     until = time.monotonic() + patience_s
@@ -132,7 +134,7 @@ def _send(path: Path, status: Status, number: int) -> None:
 
 
 def remove_runs(paths: Sequence[Path]) -> None:
-    """Delete runs. Errors: `LabError`, before anything is deleted, where one of them is alive."""
+    """Delete runs. Errors: `LabError`, before anything is deleted, where one is alive or a living run takes from it."""
     with contextlib.ExitStack() as stack:
         for path in paths:
             if (status := read_status(path)).state == "running":
@@ -141,7 +143,8 @@ def remove_runs(paths: Sequence[Path]) -> None:
             try:
                 stack.enter_context(held(path / BUSY))
             except Held:
-                raise LabError(f"{shown(path)} is being started; wait, or stop the command that does") from None
+                why = "is being started, or taken from by a run that is alive"
+                raise LabError(f"{shown(path)} {why}; wait, or stop that") from None
         for path in paths:
             try:
                 shutil.rmtree(path)

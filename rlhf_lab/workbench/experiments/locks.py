@@ -27,8 +27,11 @@ def locked(root: Path, *names: str) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def held(path: Path) -> Iterator[None]:
-    """Hold the lock that is this file. Errors: `Held` at once while another holds it."""
+def held(path: Path, *, shared: bool = False) -> Iterator[None]:
+    """Hold the lock that is this file. shared: beside others that share it.
+
+    Errors: `Held` at once while another holds it.
+    """
     if fcntl is None:
         yield
         return
@@ -38,7 +41,7 @@ def held(path: Path) -> Iterator[None]:
         raise cannot_write(path, error) from None
     with file:
         try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(file, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
         except BlockingIOError:
             raise Held("another process is running it; wait for that, or stop it") from None
         except OSError:  # a file system without locks

@@ -5,7 +5,7 @@ import os
 import socket
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal, TextIO
 
@@ -89,7 +89,7 @@ class Runner:
         try:
             if self._stopping.is_set():
                 return False
-            with locked(runs_root(), self.record.experiment, job.identity):
+            with locked(runs_root(), self.record.experiment, job.identity), self._inputs_held(job):
                 self._bring(job, entry)
         except LabError as error:
             entry.state, entry.reason = "failed", str(error)
@@ -106,6 +106,15 @@ class Runner:
         finally:
             self._working.discard(job)
         return entry.state == "done"
+
+    @contextlib.contextmanager
+    def _inputs_held(self, job: Job) -> Iterator[None]:
+        """While a job runs, nobody removes what it takes from."""
+        with contextlib.ExitStack() as stack:
+            for other in job.inputs.values():
+                with contextlib.suppress(LabError):  # deleted already, which will be told, or no place to write in
+                    stack.enter_context(held(self.entries[other].run_dir / BUSY, shared=True))
+            yield
 
     def _bring(self, job: Job, entry: StageRecord) -> None:
         decision = self._decide(job)
