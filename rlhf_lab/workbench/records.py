@@ -128,7 +128,8 @@ def read_status(path: str | Path) -> Status:
             raise LabError(f"{file} cannot be read ({(error.strerror or str(error)).lower()})") from None
         except (ValueError, ValidationError, TypeError, RecursionError):
             if attempt == 2:
-                raise LabError(f"{file} is broken: it is no run's status; mend it, or delete the folder") from None
+                what = "it is not the JSON of a run's status"
+                raise LabError(f"{file} is broken: {what}; mend it, or delete the run") from None
             time.sleep(0.05)  # "queued" is written in place, so a reader may come a moment early
     if status.state == "running" and not _is_alive(status, Path(path)):
         seen = f"last heard from at {status.heartbeat}" if status.heartbeat else "never heard from"

@@ -108,14 +108,16 @@ def test_a_broken_run_is_left_out_by_name_and_the_rest_is_compared(here, tmp_pat
     (ppo / "kl0.1-s2" / "config.yaml").unlink()
     (ppo / "kl0.1-s3" / "metrics.jsonl").write_text('{"episode": 1\n{"episode": 2}\n')
     (ppo / "kl0.2-s2" / "status.json").write_text("{")
+    (ppo / "kl0.2-s3" / "results.json").write_text("[1, 2]")
     found = find_runs(["kl/ppo"])
-    assert len(found.runs) == 3
+    assert len(found.runs) == 2
     told = "\n".join(found.notes)
     for words in (
         "kl0.1-s1/config.yaml is broken",
         "kl0.1-s2/config.yaml cannot",
         "line 1 is broken",
         "status.json is",
+        "kl0.2-s3/results.json is broken",
     ):
         assert words in told
     shutil.rmtree(ppo)

@@ -19,7 +19,7 @@ from rlhf_lab.workbench.live.follow import Follower, JsonlTail
 from rlhf_lab.workbench.live.screen import page
 from rlhf_lab.workbench.live.start import Started, choose
 from rlhf_lab.workbench.live.watching import Watch, watch
-from rlhf_lab.workbench.records import Status, mark_queued, runs_root
+from rlhf_lab.workbench.records import BUSY, STOP, Status, mark_queued, runs_root
 from rlhf_lab.workbench.runs import Run
 from rlhf_lab.workbench.tracking import TrackingConfig
 from rlhf_lab.workbench.writing import write_json
@@ -303,9 +303,11 @@ def test_the_terminal_follows_too_and_ctrl_c_leaves_the_run_alone(run, capsys, m
     said = capsys.readouterr().out.splitlines()
     assert said[-2:] == [f"{run.path.relative_to(runs_root())}: running, no sign of progress yet", LEFT]
     assert run.state == "running"
+    append(run.path / "metrics.jsonl", b"{broken}\n")
     run.finish({})
     assert main(["watch"]) == 0  # the newest
-    assert capsys.readouterr().out.endswith(": done\n")
+    *_, ended, broken = capsys.readouterr().out.splitlines()
+    assert ended.endswith(": done") and "metrics.jsonl, line 1 is broken" in broken
 
 
 def test_the_button_says_where_a_run_must_be_stopped(run):
@@ -315,8 +317,32 @@ def test_the_button_says_where_a_run_must_be_stopped(run):
     assert stopping == {"label": "Stopping", "able": False, "note": "It saves a checkpoint first."}
     far = page(seen._replace(status=seen.status.model_copy(update={"host": "far"})), [])["stop"]
     assert not far["able"] and far["note"].startswith("It runs on far. Stop it there: rlhf-lab stop followed/ppo/")
+    (run.path / BUSY).touch()
+    os.utime(run.path / BUSY, (time.time() + 1,) * 2)  # after the run began: a runner looks after it
+    far = page(seen._replace(status=seen.status.model_copy(update={"host": "far"})), [])["stop"]
+    assert far == {"label": "Stop the run", "able": True, "note": "It saves a checkpoint, and can be resumed."}
     for status in (Status(state="queued"), Status(state="done"), Status(state="died"), None):
         assert not page(seen._replace(status=status), [])["stop"]["able"]
+
+
+def test_the_button_asks_the_runner_of_a_run_on_another_host(runs):
+    path = runs / "x" / "ppo" / "far"
+    path.mkdir(parents=True)
+    status = {"state": "running", "host": "far", "pid": 1, "started": "2026-01-01T00:00:00+00:00", "stage": "ppo"}
+    write_json(path / "status.json", status)
+    (path / BUSY).touch()
+    found = Watch(choose(str(path)))
+    assert found.page()["stop"]["able"]
+    found.stop(found.page()["run"])
+    deadline = time.monotonic() + 30
+    while not (path / STOP).exists():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    assert found.page()["stop"]["label"] == "Stopping"
+    write_json(path / "status.json", status | {"state": "stopped"})  # what its runner does there
+    found._stopping.join(30)
+    found.look()
+    assert found.page()["stop"]["label"] == "The run is stopped" and found.over and found.page()["note"] == ""
 
 
 def test_a_stop_that_is_meant_for_another_run_is_left_alone(run, monkeypatch):

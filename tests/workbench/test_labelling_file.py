@@ -112,6 +112,26 @@ def test_processes_that_label_at_once_lose_nothing(tmp_path):
     assert len({(annotator, item) for annotator, item, _ in found}) == 80
 
 
+def test_an_annotator_who_is_killed_costs_nobody_a_label(tmp_path):
+    """Two annotators at once, one of them killed in the middle, who then comes back."""
+    items, plan, path = pair_items(rows(40)), Plan(repeat_share=0), tmp_path / "labels.sqlite"
+    (mine, telling), (other, reading) = start(path, items, plan, "me", 0), start(path, items, plan, "robot", 1)
+    told = [telling.recv() for _ in range(7)]
+    os.kill(mine.pid, signal.SIGKILL)
+    told += drain(telling)
+    of_robot = drain(reading)
+    other.join()
+    assert other.exitcode == 0 and len(of_robot) == 40
+    mine, telling = start(path, items, plan, "me", 2)
+    again = drain(telling)
+    mine.join()
+    found = {name: [answer for answer in stored(path) if answer[0] == name] for name in ("me", "robot")}
+    assert found["robot"] == of_robot
+    assert found["me"][: len(told)] == told and found["me"][40 - len(again) :] == again
+    assert 40 - len(told) - len(again) in (0, 1)  # one may have been stored and not told
+    assert len({item for _, item, _ in found["me"]}) == len(found["me"]) == 40  # no item was asked twice
+
+
 def test_an_item_goes_to_as_many_annotators_as_the_plan_says(tmp_path):
     items = pair_items(rows(30))
     file = LabelFile(tmp_path / "labels.sqlite", items, Plan(per_item=1, overlap=0.2, repeat_share=0))

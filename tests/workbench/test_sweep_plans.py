@@ -10,7 +10,7 @@ from small_notebooks import write_notebook
 import rlhf_lab
 from rlhf_lab import cli
 from rlhf_lab.errors import LabError
-from rlhf_lab.workbench.experiments import fingerprint, keeping
+from rlhf_lab.workbench.experiments import fingerprint
 from rlhf_lab.workbench.experiments.jobs import jobs_of
 from rlhf_lab.workbench.experiments.pipeline import plan_in_words
 from rlhf_lab.workbench.experiments.validate import validate
@@ -18,6 +18,9 @@ from rlhf_lab.workbench.records import mark_queued
 from rlhf_lab.workbench.writing import write_json
 
 PARAMETERS = 'lr: float = 0.5\npolicy: str = ""\nseed: int = 0\nthreads: int = 0\noptions: dict = {}\nrun_dir: str = ""'
+
+
+EXAMPLE = "experiments/quickstart.yaml"
 
 
 @pytest.fixture(autouse=True)
@@ -82,17 +85,34 @@ def test_an_override_of_a_swept_key_takes_it_out_of_the_grid(project):
     assert {job.stage.parameters["seed"] for job in jobs_of(validate(file, ["seed=9"]))[0]} == {9}
 
 
+def test_an_override_that_sets_all_that_a_swept_key_sets_leaves_no_point_twice(project):
+    ppo = sweep(project, {"ppo.lr": [1, 2]})
+    assert titles(ppo, "lr=3") == titles(ppo, "sft.lr=3", "ppo.lr=3") == ["sft", "rm", "ppo"]
+    assert titles(ppo, "sft.lr=3") == ["sft", "rm", "ppo lr=1", "ppo lr=2"]
+    assert titles(sweep(project, {"ppo.options.beta": [1, 2]}), "ppo.options={}") == ["sft", "rm", "ppo"]
+    every = sweep(project, {"lr": [1, 2]})
+    assert titles(every, "sft.lr=3", "rm.lr=3", "ppo.lr=3") == ["sft", "rm", "ppo"]
+    assert titles(every, "ppo.lr=3") == ["sft lr=1", "rm lr=1", "ppo lr=1", "sft lr=2", "rm lr=2", "ppo lr=2"]
+    with pytest.raises(LabError, match=r"'options=.* are the same run"):
+        titles(sweep(project, {"ppo.options": [{"beta": 1}, {"beta": 2}]}), "ppo.options.beta=3")
+
+
 @pytest.mark.parametrize(
     ("grid", "expected"),
     [
         ({}, "sweep: names no key"),
         ({"lr": []}, "sweep: 'lr' has no values"),
         ({"lr": 3}, "parameter 'sweep.lr' is 3"),
+        ({"critic.lr": [1]}, "no stage of .* is called 'critic' or has a parameter 'critic' .its stages: sft, rm, ppo"),
+        ({"ppo": [1]}, "'ppo' is a stage of .*; name a parameter of it, as ppo.KEY"),
         ({"lrr": [1]}, "sweep: no stage of .* has a parameter 'lrr' .did you mean 'lr'"),
         ({"pp.lr": [1]}, "has a parameter 'pp' .did you mean 'ppo'"),
         ({"ppo.lrr": [1]}, r"stage ppo \(lrr=1\): unknown parameter 'lrr' .did you mean 'lr'"),
         ({"ppo.lr": [1, "fast"]}, r"stage ppo \(lr=fast\): parameter 'lr' is 'fast'"),
         ({"lr": [1, 2, 1]}, "sweep: 'lr' has the value 1 twice"),
+        ({"seeds": [7, 8, 7]}, "sweep: 'seeds' has the value 7 twice"),
+        ({"lr": [1, 1.0]}, "sweep: 'lr=1' and 'lr=1.0' are the same run"),
+        ({"ppo.lr": [1, 2], "lr": [3, 4]}, "sweep: 'ppo.lr' has no effect, 'lr' below it sets the same"),
         ({"seed": [1], "seeds": [2]}, "'seed' and 'seeds' are the same"),
         ({"run_dir": ["a", "b"]}, "'run_dir' says where a run is kept"),
         ({"ppo.policy": ["{sft}", "{pppo}"]}, "'{pppo}' refers to no earlier stage"),
@@ -107,6 +127,16 @@ def test_a_wrong_sweep_is_one_line_before_anything_starts(project, capsys, grid,
         validate(file)
     assert str(told.value).startswith(str(file)) and "\n" not in str(told.value)
     assert cli.main(["run", str(file)]) == 2 and capsys.readouterr().err.count("\n") == 1
+    assert not (project / "runs").exists()
+
+
+def test_a_sweep_under_which_nothing_stands_and_a_file_in_which_nothing_stands(project, capsys):
+    file = sweep(project, None)
+    file.write_text(file.read_text() + "sweep:\n# lr: [1, 2]\n")
+    assert cli.main(["run", str(file)]) == 2 and "sweep: names no key" in capsys.readouterr().err
+    file.write_text("# lr: 1\n")
+    assert cli.main(["run", str(file)]) == 2
+    assert capsys.readouterr().err == f"rlhf-lab: {file}: is empty; give 'experiment:' and 'stages:', as in {EXAMPLE}\n"
     assert not (project / "runs").exists()
 
 
@@ -179,6 +209,11 @@ def fail(project, monkeypatch):
     file.write_text(json.dumps({"state": "failed", "reason": "NaN"}))
 
 
+def cut_short(project, monkeypatch):
+    """It has left a checkpoint, but the disk was full when its end was to be told."""
+    (project / "runs/demo/rm/rm/status.json").write_text(json.dumps({"state": "queued"}))
+
+
 @pytest.mark.parametrize(
     ("change", "rm"),
     [
@@ -188,6 +223,7 @@ def fail(project, monkeypatch):
         (delete_weights, "rm run runs/demo/rm/rm: checkpoint/w.bin was deleted"),
         (delete_run, "rm run new"),
         (fail, "rm run failed before: NaN"),
+        (cut_short, "rm run was cut short before"),
     ],
 )
 def test_a_change_runs_a_stage_again_and_what_takes_from_it_if_that_differs(project, monkeypatch, change, rm):
@@ -273,12 +309,21 @@ def test_status_rm_and_schema(project, capsys):
     assert "say --yes" in capsys.readouterr().err and run_dirs[2].exists()
     assert cli.main(["rm", "rm/rm", "nothing", "--yes"]) == 2
     assert "nothing: no such run" in capsys.readouterr().err and run_dirs[1].exists()
-    assert cli.main(["rm", "rm/rm", str(run_dirs[2]), "--yes"]) == 0
+    assert cli.main(["rm", "rm/rm", str(run_dirs[2]), "--yes"]) == 0 and "deleted 2 runs" in capsys.readouterr().out
     assert [run_dir.exists() for run_dir in run_dirs] == [True, False, False]
-    with pytest.raises(LabError, match="is done; there is nothing to stop"):
-        keeping.stop_run("demo/sft/sft")
+    for status, told in {
+        "done": "is done; there is nothing to stop",
+        "failed": "has failed; there is nothing to stop",
+        "queued": "has not begun; stop the command that will start it",
+    }.items():
+        write_json(run_dirs[0] / "status.json", {"state": status})
+        assert cli.main(["stop", "demo/sft/sft"]) == 2
+        assert capsys.readouterr().err == f"rlhf-lab: runs/demo/sft/sft {told}\n"
+    (run_dirs[0] / "status.json").write_text("{")
+    assert cli.main(["rm", "sft/sft", "--yes"]) == 2 and run_dirs[0].exists()  # it may be alive
+    assert "it is not the JSON of a run's status; mend it, or delete the run" in capsys.readouterr().err
+    write_json(run_dirs[0] / "status.json", {"state": "done"})
 
-    assert "deleted 2 runs" in capsys.readouterr().out
     assert cli.main(["schema", "ppo"]) == 0
     assert json.loads(capsys.readouterr().out)["properties"]["kl_coef"]["type"] == "number"
     assert cli.main(["schema"]) == 0

@@ -186,7 +186,10 @@ def test_a_run_is_stopped_by_name_refused_to_rm_while_it_lives_and_run_by_one_co
     process = start()
     wait_for(lambda: any(steps > 3 for steps in steps_done(project)), process)
     (run_dir,) = runs_of(project, "ppo")
-    assert cli.main(["rm", str(run_dir), "--yes"]) == 2 and "is alive" in capsys.readouterr().err
+    assert cli.main(["rm", str(run_dir), "--yes"]) == 2 and "is alive (process" in capsys.readouterr().err
+    (taken,) = runs_of(project, "sft")
+    assert cli.main(["rm", str(taken), "--yes"]) == 2 and taken.exists()
+    assert "is being started, or taken from by a run that is alive; wait, or stop that" in capsys.readouterr().err
     assert cli.main(["run", "sweep.yaml", "--quiet"]) == 2
     assert "demo, stage ppo: another process is running it" in capsys.readouterr().err
     assert cli.main(["status"]) == 0
@@ -200,6 +203,8 @@ def test_a_run_is_stopped_by_name_refused_to_rm_while_it_lives_and_run_by_one_co
     with held(run_dir / BUSY), pytest.raises(LabError, match="is being started"):
         keeping.remove_runs([run_dir])
     assert run_dir.exists()
+    keeping.remove_runs([taken])
+    assert not taken.exists()
 
 
 @pytest.mark.skipif(os.name == "nt", reason="the command sleep")

@@ -11,6 +11,7 @@ from typing import Literal, NamedTuple
 
 from rlhf_lab.errors import LabError
 from rlhf_lab.workbench.experiments.fingerprint import (
+    RECORD,
     MadeFrom,
     damage,
     differences,
@@ -75,6 +76,8 @@ def _decided(job: Job, made: MadeFrom, same: list[_Found], waits: bool, fresh: b
                 continue
             return Decision("wait" if waits else "skip", "unchanged", run.run_dir, made)
         if state == "queued":
+            if _holds_more(run.run_dir):  # it began, and a full disk kept it from saying so
+                continue
             return Decision("run", "never began", run.run_dir, made)
         if "resume" in job.stage.config.model_fields and (run.run_dir / "config.yaml").exists():
             return Decision("resume", f"{state}: {run.status.reason}", run.run_dir, made)
@@ -90,11 +93,18 @@ def _reason(made: MadeFrom, found: list[_Found], fresh: bool) -> str:
     run = near[0]
     if run.differs:
         return "changed: " + ", ".join(run.differs)
+    if run.status.state == "queued":
+        return "was cut short before"
     if run.status.state != "done":
         return f"{run.status.state} before: {run.status.reason}"
     if fresh:
         return "asked for"
     return f"{shown(run.run_dir)}: {damage(run.run_dir, run.made) or changed_sources(run.run_dir)}"
+
+
+def _holds_more(run_dir: Path) -> bool:
+    """Whether there is more than a run's record of itself."""
+    return any(path.name not in RECORD and not path.name.startswith(".") for path in run_dir.iterdir())
 
 
 def _found(run_dir: Path, new: MadeFrom) -> _Found | None:

@@ -36,7 +36,7 @@ def held(path: Path, *, shared: bool = False) -> Iterator[None]:
         yield
         return
     try:
-        file = path.open("a")
+        file = path.open("a+")  # NFS shares no lock on a file that cannot be read
     except OSError as error:
         raise cannot_write(path, error) from None
     with file:

@@ -11,7 +11,7 @@ from rlhf_lab.errors import LabError
 from rlhf_lab.workbench.labelling.answers import answer_table
 from rlhf_lab.workbench.labelling.events import LabelFile
 from rlhf_lab.workbench.labelling.items import Item
-from rlhf_lab.workbench.writing import user_path, write_text
+from rlhf_lab.workbench.writing import make_folder, user_path, write_text
 
 Keep = Literal["drop", "keep"]
 _NAMES = {"pairs": "preferences", "rankings": "rankings", "ratings": "ratings"}
@@ -81,6 +81,7 @@ def _export(kind: str, files: Any, path: str | Path, convert: Callable, flagged:
     if not rows:
         told = ", ".join(f"{count} {name}" for name, count in left.items() if count) or "no answers"
         raise LabError(f"export to {path}: there is nothing to write ({told}); label some more")
+    make_folder(path.parent)
     write_text(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
     return Exported(path, len(rows), **left)
 
