@@ -5,21 +5,13 @@ import signal
 from pathlib import Path
 
 import pytest
+from needed import require
 
 # A shell starts background jobs with Ctrl-C ignored, and children inherit that: tests that send it would wait for ever.
 if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 ROOT = Path(__file__).resolve().parents[1]
-
-
-def require(name: str, present: bool, reason: str) -> None:
-    """Skip with a reason when something a test needs is absent; fail instead where RLHF_LAB_REQUIRE names it."""
-    if present:
-        return
-    if name in os.environ.get("RLHF_LAB_REQUIRE", "").split(","):
-        pytest.fail(f"{reason} (RLHF_LAB_REQUIRE names '{name}')")
-    pytest.skip(reason)
 
 
 @pytest.fixture(scope="session")

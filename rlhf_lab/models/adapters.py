@@ -290,7 +290,7 @@ class AdapterScorer(Scorer):
         self.shared.activate(self.name)
         return super()._hidden(ids, mask)
 
-    def _write(self, folder) -> None:
+    def _write(self, folder, options: dict) -> None:
         head = {f"{self.head_name}.{name}": weight for name, weight in self.own_head.named_parameters()}
         self.shared.write(folder, self.name, self.config, head)
 

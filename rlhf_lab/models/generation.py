@@ -4,7 +4,7 @@ Left out on purpose: beams, penalties, top-k, and the model's own generation con
 softmax(logits / temperature), cut by top-p when asked, so that `response_logprobs` knows its probability.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import torch
@@ -45,6 +45,7 @@ def generate(
     pad_id: int,
     generator: torch.Generator | None = None,
     draws: Tensor | None = None,
+    agree: Callable[[int], int] | None = None,
 ) -> Generation:
     """Sample one reply for each prompt, with the model's key-value cache.
 
@@ -53,6 +54,7 @@ def generate(
     All random numbers are drawn at the start, one for each row and step, so that what a row says does not
     depend on when the others end and leave the batch; or they are given as `draws` (B, max_new_tokens), float64 in
     [0, 1). Any of several `eos_id` ends a reply. Nothing is larger than one step's logits, (B, V).
+    agree: processes that share the weights must take as many passes: from one's own replies that go on to everyone's.
     Errors: ValueError for a prompt that does not end in a real token; `LabError` if prompt and reply exceed
     the model's context; `RunFailed` if the logits are not finite.
     Source: top-p is the smallest set of tokens that reaches p (Holtzman et al. 2019, arXiv:1904.09751).
@@ -65,7 +67,7 @@ def generate(
     ids = prompt_ids.new_full((batch, max_new_tokens), pad_id)
     length = torch.zeros(batch, dtype=torch.long, device=device)
     finished = torch.zeros(batch, dtype=torch.bool, device=device)
-    draws = (_uniforms(batch, max_new_tokens, generator) if draws is None else draws).to(device)
+    draws = (uniforms(batch, max_new_tokens, generator) if draws is None else draws).to(device)
     ends = torch.as_tensor(eos_id, device=device)
     training = model.training
     model.eval()
@@ -80,10 +82,11 @@ def generate(
             running &= ~torch.isin(token, ends)
             finished[rows] = ~running
             left = int(running.sum())
-            if left == 0 or step == max_new_tokens - 1:
+            going = left if agree is None else agree(left)
+            if going == 0 or step == max_new_tokens - 1:
                 break
-            if 2 * left <= len(rows):  # half of the work would be wasted
-                keep = running.nonzero().squeeze(1)
+            if 2 * left <= len(rows) and len(rows) > 1:  # half of the work would be wasted
+                keep = running.nonzero().squeeze(1) if left else rows.new_zeros(1)
                 rows, token = rows[keep], token[keep]
                 decoder.keep(keep)
             decoder.advance(token)
@@ -146,7 +149,7 @@ class _Decoder:
             raise RunFailed("sampling: the policy's logits are not finite, its weights diverged; lower 'lr'")
 
 
-def _uniforms(batch: int, steps: int, generator: torch.Generator | None) -> Tensor:
+def uniforms(batch: int, steps: int, generator: torch.Generator | None) -> Tensor:
     """(B, T) float64 in [0, 1), all drawn at once, on the generator's device."""
     device = generator.device if generator is not None else "cpu"
     return torch.rand(batch, steps, generator=generator, device=device, dtype=torch.float64)

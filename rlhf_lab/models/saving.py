@@ -10,16 +10,20 @@ from safetensors import SafetensorError
 
 from rlhf_lab.errors import LabError
 from rlhf_lab.models.loading import first_line, quiet
+from rlhf_lab.models.shards import save_options, writes_models
 
 
 def save_policy(directory, model, tokenizer) -> None:
     """Save a causal language model and its tokenizer as a directory that plain transformers reads.
 
-    Safetensors only. A model already there is replaced once the new one is complete.
+    Safetensors only. A model already there is replaced once the new one is complete. Of several processes one writes.
     Errors: `LabError` if something that is no model is in the way, or the disk does not take it.
     """
+    options = save_options(model)
+    if not writes_models():
+        return
     with whole_directory(directory) as folder, quiet():
-        model.save_pretrained(folder)
+        model.save_pretrained(folder, **options)
         tokenizer.save_pretrained(folder)
 
 

@@ -24,6 +24,7 @@ from rlhf_lab.models.loading import (
     trusts_remote_code,
 )
 from rlhf_lab.models.saving import whole_directory
+from rlhf_lab.models.shards import save_options, writes_models
 
 
 class Scorer(nn.Module):
@@ -163,12 +164,15 @@ class Scorer(nn.Module):
         """
         pad, eos = tokenizer.pad_token_id, tokenizer.eos_token_id
         self.config.pad_token_id = None if pad == eos else pad
+        options = save_options(self.model)
+        if not writes_models():
+            return
         with whole_directory(directory) as folder, quiet():
-            self._write(folder)
+            self._write(folder, options)
             tokenizer.save_pretrained(folder)
 
-    def _write(self, folder) -> None:
-        self.model.save_pretrained(folder)
+    def _write(self, folder, options: dict) -> None:
+        self.model.save_pretrained(folder, **options)
 
     def _whole_outputs(self, ids: Tensor, mask: Tensor) -> Tensor:
         order = (~mask).long().argsort(dim=1, stable=True)  # encoders count positions from the left: pad on the right

@@ -9,6 +9,7 @@ from typing import Any, Literal, get_args
 import torch
 
 from rlhf_lab.errors import LabError
+from rlhf_lab.models.shards import writes_models
 from rlhf_lab.rewards.model_reward import ModelReward, same_vocabulary
 from rlhf_lab.rewards.protocol import call_reward
 
@@ -96,7 +97,7 @@ def save_ensemble(scorers: Sequence, directory, tokenizer) -> None:
     names = [".", *(f"member-{number}" for number in range(1, len(scorers)))]
     for scorer, name in zip(scorers, names, strict=True):
         scorer.save(folder / name, tokenizer)
-    if len(scorers) > 1:
+    if len(scorers) > 1 and writes_models():
         fresh = folder / f".{LIST}.new"
         fresh.write_text(json.dumps({"members": names}) + "\n", encoding="utf-8")
         fresh.replace(folder / LIST)

@@ -21,6 +21,8 @@ from safetensors.torch import load_file, save_file
 
 from rlhf_lab.config import Config
 from rlhf_lab.errors import LabError
+from rlhf_lab.models.shards import like, whole
+from rlhf_lab.training.processes import ALONE
 
 FORMAT = 1
 ANY_TIME = {
@@ -54,17 +56,25 @@ def save_training(folder: Path, state: Resumable, *, step: int, keep: int = 2, b
     """Write a checkpoint and delete all but the newest `keep`. Returns its folder.
 
     step: the run's own count, such as replies. best: keep a copy as `best`, whatever comes after.
+    Of several processes the main one writes; with sharded weights all must call this. One or several may go on from it.
     """
+    processes = getattr(state, "processes", ALONE)
+    target = folder / f"step-{step:09d}"
+    if not (processes.main or processes.sharded):
+        return target
+    weights, contents = {}, _contents(state, step)
+    for name, parameter in _parameters(state).items():
+        weight = whole(parameter.detach())
+        weights |= {name: weight.contiguous().cpu()} if processes.main else {}
+    if not processes.main:
+        return target
     folder.mkdir(parents=True, exist_ok=True)
-    target, temporary = folder / f"step-{step:09d}", folder / f".step-{step}.{os.getpid()}.tmp"
+    temporary = folder / f".step-{step}.{os.getpid()}.tmp"
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir()
     try:
-        save_file(
-            {name: p.detach().contiguous().cpu() for name, p in _parameters(state).items()},
-            temporary / "weights.safetensors",
-        )
-        torch.save(_contents(state, step), temporary / "state.pt")
+        save_file(weights, temporary / "weights.safetensors")
+        torch.save(contents, temporary / "state.pt")
         for file in temporary.iterdir():
             with file.open("rb") as handle:
                 os.fsync(handle.fileno())
@@ -100,9 +110,9 @@ def load_checkpoint(path: Path, state: Resumable) -> int:
     _check(path, contents, weights, state)
     with torch.no_grad():
         for name, parameter in _parameters(state).items():
-            parameter.copy_(weights[name])
+            parameter.copy_(like(weights[name], parameter))
     if state.optimizer is not None:
-        state.optimizer.load_state_dict(contents["optimizer"])
+        state.optimizer.load_state_dict(_in_shards(contents["optimizer"], state.optimizer))
     torch.set_rng_state(contents["rng"]["torch"])
     version, words, gauss = contents["rng"]["python"]
     random.setstate((version, tuple(words), gauss))
@@ -129,8 +139,8 @@ def _contents(state: Resumable, step: int) -> dict[str, Any]:
         "step": step,
         "config": state.config.model_dump(mode="json"),
         "data": _fingerprint(state.material()),
-        "optimizer": {} if state.optimizer is None else state.optimizer.state_dict(),
-        "progress": state.progress(),
+        "optimizer": {} if state.optimizer is None else whole(state.optimizer.state_dict()),
+        "progress": whole(state.progress()),
         "rng": {
             "torch": torch.get_rng_state(),
             "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
@@ -160,6 +170,20 @@ def _parameters(state: Resumable) -> dict[str, torch.Tensor]:
     """The trained parameters in the optimizer's order: frozen ones are where the run took them from."""
     groups = [{"params": state.policy.parameters()}] if state.optimizer is None else state.optimizer.param_groups
     return {f"{i:02d}.{j:05d}": p for i, group in enumerate(groups) for j, p in enumerate(group["params"])}
+
+
+def _in_shards(saved: dict[str, Any], optimizer: torch.optim.Optimizer) -> dict[str, Any]:
+    """What an optimizer remembers of each weight, in shards where the weight is; both are in the same order."""
+    weights = [p for group in optimizer.param_groups for p in group["params"]]
+    numbers = [number for group in saved["param_groups"] for number in group["params"]]
+    kept = dict(saved["state"])
+    for number, weight in zip(numbers, weights, strict=True):
+        if number in kept:
+            kept[number] = {
+                name: like(value, weight) if torch.is_tensor(value) and value.shape == weight.shape else value
+                for name, value in kept[number].items()
+            }
+    return saved | {"state": kept}
 
 
 def _fingerprint(data: list[Any]) -> str:

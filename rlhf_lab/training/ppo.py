@@ -1,7 +1,7 @@
 """Proximal policy optimisation for language models, and its relatives: the loop around the step.
 
-Left out on purpose: a base trainer, callbacks, several processes. The loop is a generator, so that a notebook, the
-command line and a script of one's own all run the same one and look at each update as it comes.
+Left out on purpose: a base trainer, callbacks. The loop is a generator, so that a notebook, the command line and a
+script of one's own all run the same one and look at each update as it comes; torchrun runs it in several processes.
 """
 
 import copy
@@ -17,12 +17,15 @@ from rlhf_lab.data import encode_prompt, right_pad
 from rlhf_lab.errors import LabError
 from rlhf_lab.maths import adaptive_kl, kl_estimate, ppo_paper_kl, ziegler_paper_kl
 from rlhf_lab.models.loading import disable_dropout
+from rlhf_lab.models.shards import like
 from rlhf_lab.rewards import Reward
 from rlhf_lab.training.credit import RunningMoments, estimate_advantages, final_scores
 from rlhf_lab.training.interrupts import interrupts_held
 from rlhf_lab.training.ppo_config import PPOConfig
 from rlhf_lab.training.ppo_step import PPOStats, ppo_step
+from rlhf_lab.training.processes import Processes
 from rlhf_lab.training.rollouts import Rollout, rollout
+from rlhf_lab.training.sharding import shard_models
 
 __all__ = [
     "PPOConfig",
@@ -53,8 +56,11 @@ class PPOUpdate(NamedTuple):
 class PPOState:
     """Everything a run needs to take the next update. Whole updates only: an interrupted one leaves no trace."""
 
-    def __init__(self, config, policy, reference, critic, reward, tokenizer, prompts, columns, texts, optimizer):
+    def __init__(
+        self, config, policy, reference, critic, reward, tokenizer, prompts, columns, texts, optimizer, processes
+    ):
         self.config: PPOConfig = config
+        self.processes: Processes = processes
         self.policy, self.reference, self.critic = policy, reference, critic
         self.reward: Reward = reward
         self.tokenizer = tokenizer
@@ -121,7 +127,7 @@ class PPOState:
         """Take up what `progress` gave."""
         self.number, self.kl_coef = progress["number"], progress["kl_coef"]
         self.scores = RunningMoments(*progress["scores"])
-        self.average = progress["average"]
+        self.average = [like(new, old) for new, old in zip(progress["average"], self.average, strict=True)]
         self.rewind(progress["streams"])
         pending = progress["unseen"]
         self.unseen = pending and PPOUpdate(
@@ -160,16 +166,21 @@ def ppo_start(
     reference=None,
     columns: dict[str, list] | None = None,
     texts: Sequence[str] | None = None,
+    accelerator=None,
 ) -> PPOState:
     """Get ready to train `policy`. The reference is a frozen copy of the policy unless one is given.
 
     Dropout is switched off in all three: it would change log-probabilities between sampling and learning.
     texts: pretraining texts, whose loss is mixed in with `ptx_coef`.
+    accelerator: accelerate's `Accelerator`, in each of several processes that train together; all give the same here.
     Errors: `LabError` if there are fewer prompts than one rollout needs, fewer replies than minibatches, a column of
-    another length, no weight of the policy to train, a critic where the method has none, or no texts for `ptx_coef`.
+    another length, no weight of the policy to train, a critic where the method has none, no texts for `ptx_coef`, or
+    fewer rows than processes.
     """
     columns = columns or {}
+    processes = Processes.of(accelerator, "PPO")
     _check_start(config, prompts, columns)
+    _check_shares(config, processes)
     if critic is not None and not config.needs_critic:
         raise LabError(f"PPO: advantage '{config.advantage}' learns without a critic; give critic=None")
     if config.ptx_coef and not texts:
@@ -183,6 +194,8 @@ def ppo_start(
     for model in (policy, reference, critic):
         if model is not None:
             disable_dropout(model)
+    if processes.sharded:
+        shard_models(processes, policy, reference, critic)
     trained = [p for p in policy.parameters() if p.requires_grad]
     if not trained:
         raise LabError("PPO: the policy is frozen; load it with trainable=True, and the reference apart from it")
@@ -192,7 +205,8 @@ def ppo_start(
         fitted = [p for p in critic.parameters() if p.requires_grad and id(p) not in ours]
         groups.append({"params": fitted, "lr": config.critic_lr, "peak": config.critic_lr})
     optimizer = torch.optim.Adam(groups, eps=config.adam_eps)
-    return PPOState(config, policy, reference, critic, reward, tokenizer, list(prompts), columns, encoded, optimizer)
+    material = (list(prompts), columns, encoded)
+    return PPOState(config, policy, reference, critic, reward, tokenizer, *material, optimizer, processes)
 
 
 def _check_start(config: PPOConfig, prompts: Sequence[str], columns: dict[str, list]) -> None:
@@ -209,6 +223,22 @@ def _check_start(config: PPOConfig, prompts: Sequence[str], columns: dict[str, l
             raise LabError(f"PPO: column '{name}' has {len(values)} values for {len(prompts)} prompts")
 
 
+def _check_shares(config: PPOConfig, processes: Processes) -> None:
+    """Every process must have a part of what is shared out, and with shards an equal one."""
+    replies = config.batch_size * config.samples_per_prompt
+    shared = {"batch_size": config.batch_size, "a minibatch": replies // config.minibatches}
+    if config.ptx_coef:
+        shared["ptx_batch_size"] = config.ptx_batch_size
+    for name, rows in shared.items():
+        if rows < processes.count:
+            raise LabError(f"PPO: {name} of {rows} leaves some of {processes.count} processes without work; raise it")
+    if processes.sharded and replies % (config.minibatches * processes.count):
+        raise LabError(
+            f"PPO: {replies} replies do not go evenly into minibatches={config.minibatches} on {processes.count} "
+            "processes, as sharded weights need; change 'batch_size' or 'minibatches'"
+        )
+
+
 def ppo_updates(state: PPOState) -> Iterator[PPOUpdate]:
     """Train to `config.updates`, yielding after each whole update. Called again after an interrupt, it goes on.
 
@@ -217,7 +247,8 @@ def ppo_updates(state: PPOState) -> Iterator[PPOUpdate]:
     """
     while state.unseen is not None or state.number < state.config.updates:
         if state.unseen is None:
-            _update(state)
+            with state.processes.step():
+                _update(state)
         update, state.unseen = state.unseen, None
         yield update
 
@@ -241,7 +272,9 @@ def _update(state: PPOState) -> None:
             state.generator,
             columns,
             seconds,
+            processes=state.processes,
         )
+        state.processes.agree_on_random_numbers()
         scored = time.perf_counter()
         with interrupts_held():
             scale = _score_scale(state, batch)
@@ -256,6 +289,7 @@ def _update(state: PPOState) -> None:
                 config,
                 texts=state.next_texts if state.texts else None,
                 train_policy=not config.needs_critic or number >= config.critic_warmup,
+                processes=state.processes,
             )
             seconds["train"] = time.perf_counter() - scored
             episode = (number + 1) * config.batch_size * config.samples_per_prompt

@@ -19,7 +19,9 @@ from rlhf_lab.maths import (
 )
 from rlhf_lab.models import autocast, resolve_precision, response_logprobs, response_value_outputs, response_values
 from rlhf_lab.models.forward import model_inputs
+from rlhf_lab.models.shards import whole
 from rlhf_lab.training.ppo_config import PPOConfig
+from rlhf_lab.training.processes import ALONE, Processes
 from rlhf_lab.training.rollouts import Rollout
 
 Texts = Callable[[], tuple[torch.Tensor, torch.Tensor]]
@@ -55,12 +57,14 @@ def ppo_step(
     *,
     texts: Texts | None = None,
     train_policy: bool = True,
+    processes: Processes = ALONE,
 ) -> PPOStats:
     """`epochs` passes over a rollout in `minibatches` optimizer steps each. `critic` may be None.
 
     Micro-batches split a minibatch to save memory and change nothing: every mean is over the whole minibatch.
     texts: pretraining texts, whose loss is mixed into every optimizer step (PPO-ptx).
     train_policy=False: the critic learns alone.
+    Of several `processes` each takes a part of every minibatch: a micro-batch that is computed elsewhere.
     Source: Schulman et al. 2017 (PPO), eq. 7 and algorithm 1; Ouyang et al. 2022 (InstructGPT), eq. 2 for ptx.
     Errors: `RunFailed` on a loss that is not finite.
     """
@@ -70,7 +74,7 @@ def ppo_step(
     measured: list[dict[str, float]] = []
     for _ in range(config.epochs):
         for rows in torch.randperm(size).tensor_split(config.minibatches):  # `chunk` may give fewer
-            step = _Step(policy, critic, optimizer, config, texts, train_policy)
+            step = _Step(policy, critic, optimizer, config, texts, train_policy, processes)
             measured.append(step.take(rollout, advantages, returns, rows))
             if config.target_kl is not None and measured[-1]["approx_kl"] > config.target_kl:
                 return _average(measured)
@@ -86,6 +90,7 @@ class _Step(NamedTuple):
     config: PPOConfig
     texts: Texts | None
     train_policy: bool
+    processes: Processes
 
     def take(self, rollout: Rollout, advantages, returns, rows: torch.Tensor) -> dict[str, float]:
         config = self.config
@@ -96,7 +101,8 @@ class _Step(NamedTuple):
         self.optimizer.zero_grad(set_to_none=True)
         sums: dict[str, float] = {}
         fitted: list[tuple[torch.Tensor, torch.Tensor]] = []
-        for part in rows.split(config.micro_batch_size or len(rows)):
+        ours = self.processes.share(rows)
+        for part in ours.split(config.micro_batch_size or len(ours)):
             batch = rollout.take(part)
             width = batch.response_mask.shape[1]
             target = returns[part, :width]
@@ -105,27 +111,29 @@ class _Step(NamedTuple):
             parts, values = self._losses(batch, advantages[part, :width], target)
             fitted.append((values[batch.response_mask], target[batch.response_mask]))
             policy, value = parts.pop("policy"), parts["value_loss"]
-            figures = {name: figure.item() for name, figure in parts.items()}
-            if not math.isfinite(policy.item() + figures["value_loss"]):
-                raise RunFailed(
-                    f"PPO: the loss is {policy.item() + figures['value_loss']} (policy {policy.item():.3g}, value "
-                    f"{figures['value_loss']:.3g}); lower 'lr' or look for a broken reward"
-                )
             loss = tokens * config.value_coef * value
             if self.train_policy:
                 loss = loss + replies * policy
-            if loss.requires_grad:
-                loss.backward()
-            for name, figure in figures.items():
-                weight = replies if name in ("policy_loss", "kl_loss") else tokens
-                sums[name] = sums.get(name, 0.0) + weight * figure
+            self.processes.backward(loss)
+            for name, figure in (parts | {"policy": policy}).items():
+                weight = replies if name in ("policy", "policy_loss", "kl_loss") else tokens
+                sums[name] = sums.get(name, 0.0) + weight * figure.item()
         if not self.train_policy:  # a critic on the policy's trunk has left its gradient there
             for parameter in self.policy.parameters():
                 parameter.grad = None
         sums["ptx_loss"] = self._pretraining()
+        sums = self.processes.sum(sums)
+        policy, value = sums.pop("policy"), sums["value_loss"]
+        if not math.isfinite(policy + value):
+            raise RunFailed(
+                f"PPO: the loss is {policy + value} (policy {policy:.3g}, value {value:.3g}); "
+                "lower 'lr' or look for a broken reward"
+            )
         # A variance is no mean over micro-batches: it needs the whole minibatch.
+        fitted = [pair for part in self.processes.gather([(v.cpu(), t.cpu()) for v, t in fitted]) for pair in part]
         everything = (torch.cat(part) for part in zip(*fitted, strict=True))
         sums["explained_variance"] = _explained_variance(*everything) if self.critic is not None else 0.0
+        self.processes.sum_gradients(p for group in self.optimizer.param_groups for p in group["params"])
         self._clip_gradients(sums)
         self.optimizer.step()
         return sums
@@ -182,10 +190,13 @@ class _Step(NamedTuple):
         if self.texts is None or not self.config.ptx_coef or not self.train_policy:
             return 0.0
         ids, mask = self.texts()
+        everyone = mask[:, 1:].sum()
+        ids, mask = self.processes.share(ids), self.processes.share(mask)
         with autocast(resolve_precision(self.config.precision, self.policy), self.policy):
             logits = self.policy(**model_inputs(self.policy, ids, mask), use_cache=False).logits[:, :-1]
         loss = -masked_mean(token_logprobs(logits.float(), ids[:, 1:]), mask[:, 1:])
-        (self.config.ptx_coef * loss).backward()
+        loss = loss * (mask[:, 1:].sum() / everyone)
+        self.processes.backward(self.config.ptx_coef * loss)
         return loss.item()
 
     def _clip_gradients(self, sums: dict[str, float]) -> None:
@@ -195,7 +206,7 @@ class _Step(NamedTuple):
         for name, parameters in (("policy_grad_norm", list(self.policy.parameters())), ("value_grad_norm", own)):
             parameters = [p for p in parameters if p.grad is not None]
             norm = torch.nn.utils.clip_grad_norm_(parameters, self.config.max_grad_norm) if parameters else 0.0
-            sums[name] = float(norm)
+            sums[name] = float(whole(norm))
             if not math.isfinite(sums[name]):  # one such step would leave no weight a number
                 raise RunFailed(f"PPO: {name} is {sums[name]}; lower 'lr' or look for a broken reward")
 

@@ -21,6 +21,7 @@ from pydantic import Field
 from rlhf_lab.config import Config
 from rlhf_lab.data import cut_prompt, encode_pair, encode_prompt, encode_reply
 from rlhf_lab.errors import LabError
+from rlhf_lab.training.processes import batch_of_one
 from rlhf_lab.training.sft import NAMES, report, restore_forward, saving
 
 
@@ -277,7 +278,7 @@ def _arguments(config: PreferenceConfig, model, rows: int) -> dict[str, Any]:
     return {
         "beta": config.beta,
         "num_train_epochs": config.epochs,
-        "per_device_train_batch_size": config.batch_size,
+        "per_device_train_batch_size": batch_of_one(config.batch_size, "DPO or KTO"),
         "learning_rate": config.lr,
         "lr_scheduler_type": config.lr_schedule,
         "warmup_steps": int(steps * config.warmup_ratio),

@@ -11,6 +11,7 @@ from rlhf_lab.config import Config
 from rlhf_lab.data import right_pad
 from rlhf_lab.errors import LabError, RunFailed
 from rlhf_lab.training.interrupts import interrupts_held
+from rlhf_lab.training.processes import Processes
 
 
 class PretrainConfig(Config):
@@ -39,9 +40,10 @@ class PretrainStats(NamedTuple):
 class PretrainState:
     """A model in training, with its optimiser and data order."""
 
-    def __init__(self, model, tokenizer, optimizer, documents: list[list[int]], config: PretrainConfig):
+    def __init__(self, model, tokenizer, optimizer, documents: list[list[int]], config: PretrainConfig, processes):
         self.model, self.tokenizer, self.optimizer = model, tokenizer, optimizer
         self.documents, self.config, self.step = documents, config, 0
+        self.processes: Processes = processes
         self.generator = torch.Generator().manual_seed(config.seed)
         self.batches: list[list[int]] = []
 
@@ -59,12 +61,17 @@ class PretrainState:
         self.generator.set_state(progress["generator"])
 
 
-def pretrain_start(config: PretrainConfig, tokenizer, texts: Sequence[str]) -> PretrainState:
+def pretrain_start(config: PretrainConfig, tokenizer, texts: Sequence[str], *, accelerator=None) -> PretrainState:
     """A Llama-shaped model with random weights, and the tokenised documents it will learn from.
 
+    accelerator: accelerate's `Accelerator`, in each of several processes that train together.
     Errors: `LabError` if there is no text, or a document has no token to predict or is longer than the context.
     """
     from transformers import LlamaConfig, LlamaForCausalLM
+
+    processes = Processes.of(accelerator, "pretraining")
+    if processes.sharded:
+        raise LabError("pretraining: the lab's own base models are small and are not sharded; launch without FSDP")
 
     if not texts:
         raise LabError("pretraining text: no documents; give at least one")
@@ -98,35 +105,52 @@ def pretrain_start(config: PretrainConfig, tokenizer, texts: Sequence[str]) -> P
     )
     model = LlamaForCausalLM(shape).float()
     optimizer = torch.optim.AdamW(model.parameters(), lr=config.lr, betas=(0.9, 0.98), weight_decay=0.01)
-    return PretrainState(model, tokenizer, optimizer, documents, config)
+    return PretrainState(model, tokenizer, optimizer, documents, config, processes)
 
 
 def pretrain_steps(state: PretrainState) -> Iterator[PretrainStats]:
     """Train to `config.steps`, yielding after each step. Interrupted, it goes on from `state.step`."""
-    config, model = state.config, state.model
+    model = state.model
     model.train()
-    while state.step < config.steps:
-        if not state.batches:
-            state.batches = _batches(state.documents, config.batch_tokens, state.generator)
-        rows = [state.documents[i] for i in state.batches[-1]]
-        ids, mask = right_pad(rows, state.tokenizer.pad_token_id)
-        lr = config.lr * min((state.step + 1) / config.warmup_steps, 1 - state.step / config.steps)
-        for group in state.optimizer.param_groups:
-            group["lr"] = lr
+    while state.step < state.config.steps:
+        with state.processes.step():
+            stats = _take_step(state)
+        yield stats
+    model.eval()
+
+
+def _take_step(state: PretrainState) -> PretrainStats:
+    config, model, processes = state.config, state.model, state.processes
+    if not state.batches:
+        state.batches = _batches(state.documents, config.batch_tokens, state.generator)
+    rows = [state.documents[i] for i in state.batches[-1]]
+    lr = config.lr * min((state.step + 1) / config.warmup_steps, 1 - state.step / config.steps)
+    for group in state.optimizer.param_groups:
+        group["lr"] = lr
+    state.optimizer.zero_grad()
+    figure, ours = 0.0, processes.share(rows)
+    if ours:  # a batch of one long document leaves nothing for the other processes
+        ids, mask = (t.to(model.device) for t in right_pad(ours, state.tokenizer.pad_token_id))
         # Right padding comes after every real token, so causal attention alone keeps it out.
         logits = model(input_ids=ids).logits[:, :-1]
         loss = torch.nn.functional.cross_entropy(logits[mask[:, 1:]].float(), ids[:, 1:][mask[:, 1:]])
-        if not math.isfinite(loss.item()):
-            raise RunFailed(f"pretraining step {state.step}: the loss is {loss.item()}; lower 'lr'")
-        state.optimizer.zero_grad()
-        loss.backward()
-        with interrupts_held():
-            torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-            state.optimizer.step()
-            state.step += 1
-            state.batches.pop()
-        yield PretrainStats(loss.item(), lr, int(mask.sum()))
-    model.eval()
+        loss = loss * (_predicted(ours) / _predicted(rows))  # a mean over tokens
+        figure = loss.item()
+        processes.backward(loss)
+    figure = processes.sum({"loss": figure})["loss"]
+    if not math.isfinite(figure):
+        raise RunFailed(f"pretraining step {state.step}: the loss is {figure}; lower 'lr'")
+    processes.sum_gradients(model.parameters())
+    with interrupts_held():
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        state.optimizer.step()
+        state.step += 1
+        state.batches.pop()
+    return PretrainStats(figure, lr, sum(map(len, rows)))
+
+
+def _predicted(documents: list[list[int]]) -> int:
+    return sum(len(document) - 1 for document in documents)
 
 
 def _batches(documents: list[list[int]], batch_tokens: int, generator: torch.Generator) -> list[list[int]]:

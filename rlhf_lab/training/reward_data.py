@@ -8,6 +8,7 @@ import torch
 from rlhf_lab.data import encode_pair, right_pad
 from rlhf_lab.errors import LabError
 from rlhf_lab.models import Scorer
+from rlhf_lab.models.shards import in_shards
 
 
 class Ranked(NamedTuple):
@@ -86,10 +87,11 @@ def encode_ratings(rows, tokenizer, max_length: int | None) -> Rated:
 def head_outputs(scorer: Scorer, pad_id: int, prompts: Sequence[list[int]], replies: Sequence[list[int]]):
     """(N, n) what the head says of each reply, by the ids of prompts and replies.
 
-    Those of like length go through the model together: padding costs as much as text.
+    Those of like length go through the model together: padding costs as much as text. In shards all go at once.
     """
     texts = [[*prompt, *reply] for prompt, reply in zip(prompts, replies, strict=True)]
-    groups = alike([len(text) for text in texts])
+    lengths = [len(text) for text in texts]
+    groups = [list(range(len(texts)))] if in_shards(scorer) else alike(lengths)
     outputs = []
     for rows in groups:
         ids, mask = right_pad([texts[i] for i in rows], pad_id)

@@ -13,11 +13,14 @@ import torch
 from rlhf_lab.errors import LabError, RunFailed
 from rlhf_lab.maths import ranking_loss
 from rlhf_lab.models import Scorer, autocast, resolve_precision
+from rlhf_lab.models.shards import whole
 from rlhf_lab.training.interrupts import interrupts_held
+from rlhf_lab.training.processes import Processes
 from rlhf_lab.training.reward_config import RewardModelConfig
 from rlhf_lab.training.reward_data import Ranked, Rated, encode_rankings, encode_ratings, head_outputs, ranked_scores
 from rlhf_lab.training.reward_loss import accuracy, gaps, gaps_of_rated, ranked_loss, rated_loss
 from rlhf_lab.training.reward_scale import normalise_to_reference, score_replies, shift_to_demonstrations
+from rlhf_lab.training.sharding import shard_models
 
 __all__ = [
     "RatingEval",
@@ -49,7 +52,10 @@ class RewardModelStats(NamedTuple):
 class RewardModelState:
     """A reward model in training."""
 
-    def __init__(self, config: RewardModelConfig, scorer: Scorer, pad_id: int, data: Ranked | Rated, optimizer, order):
+    def __init__(
+        self, config: RewardModelConfig, scorer: Scorer, pad_id: int, data: Ranked | Rated, optimizer, order, processes
+    ):
+        self.processes: Processes = processes
         self.config, self.scorer, self.pad_id, self.data = config, scorer, pad_id, data
         self.optimizer, self.order, self.step = optimizer, order, 0
 
@@ -71,14 +77,18 @@ class RewardModelState:
         self.step = progress["step"]
 
 
-def reward_model_start(config: RewardModelConfig, scorer: Scorer, tokenizer, rows) -> RewardModelState:
+def reward_model_start(
+    config: RewardModelConfig, scorer: Scorer, tokenizer, rows, *, accelerator=None
+) -> RewardModelState:
     """Get ready to train `scorer` on rankings (prompt, completions, ranks, perhaps finished and margin).
 
     Losses `regression` and `bins` take ratings (prompt, completion, rating, perhaps finished) instead.
 
+    accelerator: accelerate's `Accelerator`, in each of several processes that train together.
     Errors: `LabError` if there is nothing to learn from, a reply does not fit, ranks tie where the loss allows none,
     ratings lie outside the bins, or the scorer has another head than the loss needs.
     """
+    processes = Processes.of(accelerator, "reward model")
     encode = _encode_ratings if config.rated else _encode_rankings
     data = encode(config, scorer, tokenizer, rows)
     scorer.trained_with(config.max_length)
@@ -88,10 +98,17 @@ def reward_model_start(config: RewardModelConfig, scorer: Scorer, tokenizer, row
         for _ in range(config.epochs)
         for rows in torch.randperm(len(data.prompts), generator=generator).split(config.batch_size)
     ]
+    if processes.sharded:
+        if len(order[-1]) < processes.count:
+            raise LabError(
+                f"reward model: the last step has {len(order[-1])} rows for {processes.count} processes, and with "
+                "sharded weights each needs one; change 'batch_size'"
+            )
+        shard_models(processes, scorer)
     optimizer = torch.optim.AdamW(
         scorer.parameters(), lr=config.lr, eps=config.adam_eps, weight_decay=config.weight_decay
     )
-    return RewardModelState(config, scorer, tokenizer.pad_token_id, data, optimizer, order)
+    return RewardModelState(config, scorer, tokenizer.pad_token_id, data, optimizer, order, processes)
 
 
 def _encode_rankings(config: RewardModelConfig, scorer: Scorer, tokenizer, rows) -> Ranked:
@@ -132,37 +149,55 @@ def reward_model_steps(state: RewardModelState) -> Iterator[RewardModelStats]:
 
     Source: Ouyang et al. 2022, eq. 1. Errors: `RunFailed` on a loss that is not finite.
     """
-    config, scorer = state.config, state.scorer
-    precision = resolve_precision(config.precision, scorer)
     while state.step < state.steps:
-        lr = config.lr * _schedule(state.step, state.steps, config.warmup_ratio)
-        for group in state.optimizer.param_groups:
-            group["lr"] = lr
-        rows = state.order[state.step].tolist()
-        loss, gap = _loss_and_gaps(state, rows, precision)
-        if not math.isfinite(loss.item()):
-            raise RunFailed(f"reward model step {state.step + 1}: the loss is {loss.item()}; lower 'lr'")
-        state.optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        norm = float(torch.nn.utils.clip_grad_norm_(scorer.parameters(), config.max_grad_norm))
-        if not math.isfinite(norm):  # one such step would leave no weight a number
-            raise RunFailed(f"reward model step {state.step + 1}: the gradient's norm is {norm}; lower 'lr'")
-        with interrupts_held():
-            state.optimizer.step()
-            state.step += 1
-        yield RewardModelStats(loss.item(), accuracy(gap), gap.mean().item() if len(gap) else 0.0, norm, lr)
+        with state.processes.step():
+            stats = _take_step(state)
+        yield stats
 
 
-def _loss_and_gaps(state: RewardModelState, rows: list[int], precision: str) -> tuple[torch.Tensor, torch.Tensor]:
-    """The loss of a batch, and the gaps of its comparisons without gradient."""
+def _take_step(state: RewardModelState) -> RewardModelStats:
+    config, scorer, processes = state.config, state.scorer, state.processes
+    lr = config.lr * _schedule(state.step, state.steps, config.warmup_ratio)
+    for group in state.optimizer.param_groups:
+        group["lr"] = lr
+    rows = state.order[state.step].tolist()
+    ours = processes.share(rows)
+    state.optimizer.zero_grad(set_to_none=True)
+    figure, seen = 0.0, []
+    if ours:  # the last step of an epoch may have too few rows for all processes
+        loss, *seen = _loss_and_compared(state, ours, resolve_precision(config.precision, scorer))
+        loss = loss * (len(ours) / len(rows))  # a mean over rows
+        figure = loss.item()
+        processes.backward(loss)
+    figure = processes.sum({"loss": figure})["loss"]
+    gap = _gaps([part for part in processes.gather([tensor.cpu() for tensor in seen]) if part])
+    if not math.isfinite(figure):
+        raise RunFailed(f"reward model step {state.step + 1}: the loss is {figure}; lower 'lr'")
+    processes.sum_gradients(scorer.parameters())
+    norm = float(whole(torch.nn.utils.clip_grad_norm_(scorer.parameters(), config.max_grad_norm)))
+    if not math.isfinite(norm):  # one such step would leave no weight a number
+        raise RunFailed(f"reward model step {state.step + 1}: the gradient's norm is {norm}; lower 'lr'")
+    with interrupts_held():
+        state.optimizer.step()
+        state.step += 1
+    return RewardModelStats(figure, accuracy(gap), gap.mean().item() if len(gap) else 0.0, norm, lr)
+
+
+def _gaps(parts: list[list[torch.Tensor]]) -> torch.Tensor:
+    """The gaps of all comparisons of a step, of what each process saw: its gaps, or its scores and ratings."""
+    seen = [torch.cat(tensors) for tensors in zip(*parts, strict=True)]
+    return gaps_of_rated(*seen) if len(seen) > 1 else seen[0]
+
+
+def _loss_and_compared(state: RewardModelState, rows: list[int], precision: str) -> tuple[torch.Tensor, ...]:
+    """The loss of a batch, and without gradient the gaps of its comparisons, or its scores and ratings."""
     config, scorer, data = state.config, state.scorer, state.data
     if isinstance(data, Rated):
         with autocast(precision, scorer):
             prompts, replies = [data.prompts[i] for i in rows], [data.replies[i] for i in rows]
             outputs = head_outputs(scorer, state.pad_id, prompts, replies)
         ratings = torch.tensor([data.ratings[i] for i in rows], device=outputs.device)
-        gap = gaps_of_rated(scorer.scores(outputs).detach(), ratings)
-        return rated_loss(config.loss, scorer, outputs, ratings), gap
+        return rated_loss(config.loss, scorer, outputs, ratings), scorer.scores(outputs).detach(), ratings
     with autocast(precision, scorer):
         scores, mask, ranks = ranked_scores(scorer, state.pad_id, data, rows)
     ranks = -ranks if config.reverse else ranks

@@ -8,7 +8,9 @@ import torch
 
 from rlhf_lab.data import encode_prompt, left_pad
 from rlhf_lab.models import autocast, generate, resolve_precision, response_logprobs, response_values
-from rlhf_lab.rewards import Reward, call_reward
+from rlhf_lab.models.generation import uniforms
+from rlhf_lab.rewards import Reward, WeightedReward, call_reward
+from rlhf_lab.training.processes import ALONE, Processes
 
 
 class Rollout(NamedTuple):
@@ -95,17 +97,45 @@ def rollout(
     generator=None,
     columns=None,
     seconds: dict[str, float] | None = None,
+    *,
+    processes: Processes = ALONE,
 ) -> Rollout:
     """Sample `config.samples_per_prompt` replies to each prompt, read them by every model, and score them.
 
     `critic` may be None: values are then 0. `columns` are further columns of the prompts that the reward may ask for.
     `seconds`, if given, gets the time it took: `rollout` to sample, `score` to read and score.
+    Of several `processes` each takes some prompts, the reward sees their replies, and all get the whole rollout.
     Source: Ouyang et al. 2022 (InstructGPT), 3.5; the temperature divides the logits of policy and reference alike.
     """
+    # All processes draw the numbers of all prompts, so that what is said does not depend on who says it.
+    draws = uniforms(len(prompts) * config.samples_per_prompt, config.max_new_tokens, generator)
+    mine = processes.share(torch.arange(len(prompts))).tolist()
+    prompts, columns = [prompts[i] for i in mine], {name: [v[i] for i in mine] for name, v in (columns or {}).items()}
+    draws = draws.view(-1, config.samples_per_prompt, config.max_new_tokens)[mine].flatten(0, 1)
+    seconds = {} if seconds is None else seconds
+
+    def work() -> tuple[Rollout, dict]:
+        part = _sample_and_read(
+            policy, reference, critic, reward, tokenizer, prompts, config, draws, columns, seconds, processes
+        )
+        return part, dict(reward.last) if isinstance(reward, WeightedReward) else {}
+
+    if processes.count == 1:
+        return work()[0]
+    parts = processes.together(lambda: _on_cpu(*work()))
+    if isinstance(reward, WeightedReward):
+        reward.last = {name: [value for _, last in parts for value in last[name]] for name in reward.last}
+    return _joined([part for part, _ in parts], tokenizer.pad_token_id, policy.device)
+
+
+def _sample_and_read(
+    policy, reference, critic, reward, tokenizer, prompts, config, draws, columns, seconds, processes
+) -> Rollout:
+    """The rollout of this process's prompts."""
     started = time.perf_counter()
     repeats = config.samples_per_prompt
     prompts = [prompt for prompt in prompts for _ in range(repeats)]
-    columns = {name: [v for v in values for _ in range(repeats)] for name, values in (columns or {}).items()}
+    columns = {name: [v for v in values for _ in range(repeats)] for name, values in columns.items()}
     rows = [encode_prompt(tokenizer, prompt) for prompt in prompts]
     prompt_ids, prompt_mask = (t.to(policy.device) for t in left_pad(rows, tokenizer.pad_token_id))
     with autocast(resolve_precision(config.precision, policy), policy):
@@ -117,7 +147,8 @@ def rollout(
             temperature=config.temperature,
             eos_id=tokenizer.eos_token_id,
             pad_id=tokenizer.pad_token_id,
-            generator=generator,
+            draws=draws,
+            agree=processes.everyone if processes.sharded else None,
         )
         read = (prompt_ids, prompt_mask, sampled.response_ids, sampled.response_mask)
         drawn = time.perf_counter()
@@ -133,8 +164,7 @@ def rollout(
         finished=sampled.finished.tolist(),
         **columns,
     )
-    if seconds is not None:
-        seconds |= {"rollout": drawn - started, "score": time.perf_counter() - drawn}
+    seconds |= {"rollout": drawn - started, "score": time.perf_counter() - drawn}
     return Rollout(
         *read,
         finished=sampled.finished,
@@ -144,6 +174,28 @@ def rollout(
         values=values,
         scores=torch.tensor(scores, dtype=torch.float32, device=policy.device),
     )
+
+
+def _on_cpu(part: Rollout, last: dict) -> tuple[Rollout, dict]:
+    return Rollout(*(field.cpu() for field in part)), last
+
+
+def _joined(parts: list[Rollout], pad_id: int, device) -> Rollout:
+    """Rollouts of some prompts each, one below the other as if sampled at once."""
+    prompts, replies = (max(getattr(p, name).shape[1] for p in parts) for name in ("prompt_ids", "response_ids"))
+    rows: dict[str, list[torch.Tensor]] = {name: [] for name in Rollout._fields}
+    groups = 0
+    for part in parts:
+        for name, field in part._asdict().items():
+            if field.dim() == 2:
+                left = name.startswith("prompt")
+                missing = (prompts if left else replies) - field.shape[1]
+                field = torch.nn.functional.pad(
+                    field, (missing, 0) if left else (0, missing), value=pad_id if name.endswith("_ids") else 0
+                )
+            rows[name].append(field + groups if name == "group" else field)
+        groups += int(part.group.max()) + 1
+    return Rollout(**{name: torch.cat(fields).to(device) for name, fields in rows.items()})
 
 
 def texts_of(rollout: Rollout, tokenizer) -> Texts:

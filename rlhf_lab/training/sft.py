@@ -16,6 +16,7 @@ from rlhf_lab.config import Config
 from rlhf_lab.data import encode_pair
 from rlhf_lab.errors import LabError, RunFailed
 from rlhf_lab.training.interrupts import interrupts_noted
+from rlhf_lab.training.processes import batch_of_one, launched_processes, lost_connection
 
 NAMES = {"loss": "train/loss", "learning_rate": "lr", "eval_loss": "eval/loss", "grad_norm": "policy/grad_norm"}
 
@@ -107,7 +108,13 @@ def train(trainer, checkpoint: Path | None = None) -> None:
     held: list[tuple] = []
     trainer.add_callback(_stop_when(held))
     with interrupts_noted(held):
-        quiet(trainer.train, resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+        try:
+            quiet(trainer.train, resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+        except RuntimeError as error:
+            count = launched_processes()
+            if count > 1 and (lost := lost_connection(error, "training", count)):
+                raise lost from error
+            raise
 
 
 def last_checkpoint(folder: Path) -> Path | None:
@@ -127,12 +134,21 @@ def saving(folder: Path | None, save_every: int, nowhere: str) -> dict:
     return {"output_dir": str(folder), "save_strategy": "steps", "save_steps": every, "save_total_limit": 2}
 
 
+def _told_any(held: list) -> bool:
+    """Whether any of the processes was told to stop: they stop together."""
+    if launched_processes() == 1:
+        return bool(held)
+    from accelerate.utils import gather_object
+
+    return any(gather_object([bool(held)]))
+
+
 def _stop_when(held: list):
     from transformers import TrainerCallback
 
     class Stop(TrainerCallback):
         def on_step_end(self, args, state, control, **kwargs):
-            if held:
+            if _told_any(held):
                 control.should_training_stop, control.should_save = True, args.save_strategy != "no"
 
     return Stop()
@@ -148,7 +164,7 @@ def _arguments(config: SFTConfig, model, rows: int, saving: dict, *, evaluate: b
         warnings.filterwarnings("ignore", message="`gradient_checkpointing` is deprecated", category=FutureWarning)
         return TRLConfig(
             num_train_epochs=config.epochs,
-            per_device_train_batch_size=config.batch_size,
+            per_device_train_batch_size=batch_of_one(config.batch_size, "SFT"),
             per_device_eval_batch_size=64,
             learning_rate=config.lr,
             lr_scheduler_type=config.lr_schedule,

@@ -16,6 +16,7 @@ from scipy import stats
 from rlhf_lab import data
 from rlhf_lab.errors import LabError
 from rlhf_lab.sandbox.world import World
+from rlhf_lab.training.processes import launched_processes
 from rlhf_lab.training.reward_model import RewardModelEval, score_replies
 from rlhf_lab.workbench.experiments.files import read_yaml
 from rlhf_lab.workbench.experiments.taken import note_taken
@@ -130,6 +131,8 @@ def _make(notebook: str, settings: dict, stage: str, cfg) -> Path:
         raise LabError(
             f"no finished {stage} run was found, and {path} is not here to make one; give the path of a model"
         )
+    if launched_processes() > 1:
+        raise LabError(f"{stage}: no finished run was found; make one with {notebook} before several processes train")
     print(f"{stage}: no finished run was found, so {notebook} makes one now (about a minute)")
     parameters = _parameters(cfg, settings)
     run_dir = runs_root() / parameters["experiment"] / stage / f"{datetime.now(UTC):%Y%m%d-%H%M%S}-s{cfg.seed}"

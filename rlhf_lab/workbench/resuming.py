@@ -2,6 +2,7 @@
 
 from rlhf_lab.training import sft
 from rlhf_lab.training.checkpoints import Resumable, load_training, save_training
+from rlhf_lab.training.processes import ALONE
 from rlhf_lab.workbench.runs import Run
 
 
@@ -24,7 +25,8 @@ class Keeper:
             found = f"resumed at {run.step_name} {step}" if step else "no checkpoint yet: starting anew"
             print(f"{part}: {found}" if part else found)
         self.whole = state.step  # the last step whose turn of the notebook's loop came to its end
-        run.saver = self.save
+        if not getattr(state, "processes", ALONE).sharded:  # shards are put together by all, and all stop at once
+            run.saver = self.save
 
     def __call__(self, score: float | None = None) -> None:
         """Save if it is time. score: how good the model is now, to keep the best one."""

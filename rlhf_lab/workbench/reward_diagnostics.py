@@ -94,7 +94,14 @@ def members_table(scorers: Sequence, tokenizer, rankings, *, max_length: int | N
 
 
 def learning_curve(
-    cfg, start_from: str, tokenizer, rows, held_out, *, progress: Callable[[int, int, str], None] | None = None
+    cfg,
+    start_from: str,
+    tokenizer,
+    rows,
+    held_out,
+    *,
+    progress: Callable[[int, int, str], None] | None = None,
+    accelerator=None,
 ) -> pd.DataFrame:
     """Held-out accuracy of fresh reward models from the first rows alone, for each size in `cfg.learning_curve`.
 
@@ -107,7 +114,7 @@ def learning_curve(
     for size in cfg.learning_curve:
         torch.manual_seed(cfg.seed)
         scorer = load_scorer(start_from, head="new", bins=cfg.head_bins, lora=getattr(cfg, "lora", None))
-        state = reward_model_start(cfg, scorer, tokenizer, rows.select(range(size)))
+        state = reward_model_start(cfg, scorer, tokenizer, rows.select(range(size)), accelerator=accelerator)
         for _ in reward_model_steps(state):
             if progress:
                 progress(state.step, state.steps, f"learning curve, {size} rows")

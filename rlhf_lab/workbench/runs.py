@@ -23,8 +23,10 @@ import yaml
 
 from rlhf_lab.config import Config
 from rlhf_lab.errors import LabError
+from rlhf_lab.training.processes import Processes
 from rlhf_lab.workbench import session
 from rlhf_lab.workbench.memory import peak_memory
+from rlhf_lab.workbench.other_processes import put_away, stand_in
 from rlhf_lab.workbench.records import (
     State,
     Status,
@@ -67,8 +69,9 @@ PRINT_S = 10.0
 class Run:
     """One run and its directory. Make it with `Run.start`."""
 
-    def __init__(self, path: Path, status: Status, tracker: Tracker, step_name: str):
+    def __init__(self, path: Path, status: Status, tracker: Tracker, step_name: str, processes: Processes):
         self.path = path
+        self.processes = processes
         self.status = status
         self.tracker = tracker
         self.step_name = step_name
@@ -78,7 +81,7 @@ class Run:
         self._began = time.monotonic()
         self._before = 0.0  # seconds of the parts before this one
         self._closed = False
-        self._headless = headless()
+        self._headless = headless() and processes.main
         self._heard = time.monotonic()
         self._pace: tuple[float, int] | None = None  # time and `done` when the current work began
         self._progress_written = self._progress_printed = -math.inf
@@ -95,12 +98,14 @@ class Run:
         tracking: TrackingConfig | None = None,
         step_name: str = "",
         resume: bool = False,
+        accelerator=None,
     ) -> Self:
         """Make a run's directory, write config.yaml and status.json, start tracking, and print where it is.
 
         run_dir: a new, empty or queued directory; "" is `<runs root>/<experiment>/<stage>/<time>-s<seed>`.
         step_name: the run's own x-axis, "episode" or "global_step"; "" takes "episode" for PPO stages.
         resume: take up the run in `run_dir` that has ended early; it keeps its files and its place in wandb.
+        accelerator: of several processes the main one writes the run; the others write where nobody looks.
         Errors: `LabError` when the directory holds another run, alive or ended: nothing is overwritten.
         """
         for kind, name in (("stage", stage), ("experiment", experiment)):
@@ -116,15 +121,16 @@ class Run:
         if resume:
             before = read_status(user_path(run_dir)).seconds
             refuse_other_settings(user_path(run_dir), resolved)
-            path = reclaim(user_path(run_dir), status)
-        else:
-            path = claim(user_path(run_dir), status) if run_dir else new_directory(status, seed)
+        processes = Processes.of(accelerator, stage)
+        take = _directory if processes.main else stand_in
+        path = processes.together(lambda: take(run_dir, status, seed, resume=resume))[processes.rank]
+        tracking = tracking if processes.main else TrackingConfig(mode="disabled")
         session.close_older(stage)
         facts = plain(provenance(status, seed) | {"tracking": tracking.model_dump(mode="json")})
-        _write_config(path, facts | {"config": resolved})
-        print(f"{stage} run: {_shown(path)}", flush=True)
+        _write_config(path, facts | {"processes": processes.count} | {"config": resolved})
         tracker = Tracker(tracking, path=path, status=status, config=resolved | {"run": facts}, step_name=step_name)
-        run = cls(path, status, tracker, step_name)
+        run = cls(path, status, tracker, step_name, processes)
+        run._say(f"{stage} run: {_shown(path)}")
         run._before = before
         if resume:
             tracker.take_up()
@@ -140,6 +146,11 @@ class Run:
     def stage(self) -> str:
         """The name of the stage, such as "ppo"."""
         return self.status.stage
+
+    @property
+    def accelerator(self):
+        """accelerate's `Accelerator` where several processes train, for what starts the training; else None."""
+        return self.processes.accelerator
 
     @property
     def state(self) -> State:
@@ -245,20 +256,17 @@ class Run:
         self.tracker.summary(results)
         self.tracker.lineage()
         self.close("done", "")
-        print(
-            f"{self.stage} run done in {duration(time.monotonic() - self._began)}: {_shown(self.path)}",
-            flush=True,
-        )
+        self._say(f"{self.stage} run done in {duration(time.monotonic() - self._began)}: {_shown(self.path)}")
 
     def fail(self, reason: str) -> None:
         """End the run as failed, for one line of reason. What it has written stays."""
         self.close("failed", reason)
-        print(f"{self.stage} run failed: {self.status.reason}", flush=True)
+        self._say(f"{self.stage} run failed: {self.status.reason}")
 
     def stop(self, reason: str) -> None:
         """End the run as stopped, such as by its user, for one line of reason. What it has written stays."""
         self.close("stopped", reason)
-        print(f"{self.stage} run stopped: {self.status.reason}", flush=True)
+        self._say(f"{self.stage} run stopped: {self.status.reason}")
 
     def pause(self, state: Literal["failed", "stopped"], reason: str) -> None:
         """Note that a cell failed or was interrupted. The next log or progress sets the run running again.
@@ -287,6 +295,8 @@ class Run:
             self._end_badly(state, reason)
         session.unwatch(self)
         self.tracker.finish(0 if self.state == "done" else 1, patience_s=patience_s)
+        if not self.processes.main:
+            put_away(self.path)
 
     def __enter__(self) -> Self:
         return self
@@ -296,6 +306,10 @@ class Run:
             self.close(*session.describe(error))
         else:
             self.close("stopped", "the block ended before the run was finished")
+
+    def _say(self, line: str) -> None:
+        if self.processes.main:
+            print(line, flush=True)
 
     def _touch(self) -> None:
         """Before anything is written: refuse an ended run, wake a paused one, and give a sign of life."""
@@ -322,6 +336,12 @@ class Run:
         status = self.status.model_copy(update={"heartbeat": now(), "seconds": seconds} | peak_memory() | changes)
         write_json(self.path / "status.json", status.model_dump())
         self.status = status
+
+
+def _directory(run_dir: str | Path, status: Status, seed: int, *, resume: bool) -> Path:
+    if resume:
+        return reclaim(user_path(run_dir), status)
+    return claim(user_path(run_dir), status) if run_dir else new_directory(status, seed)
 
 
 def _status_of_this_process(stage: str, experiment: str) -> Status:

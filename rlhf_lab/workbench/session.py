@@ -141,6 +141,8 @@ def _at_sigterm(signum: int, frame: Any) -> None:
     if os.getpid() == _owner:
         for run in list(_open):
             run.save()
+            if lost := run.processes.lost():  # what launched us ends all processes when one has died
+                run.close("failed", f"process {lost[0]} of {run.processes.count} died", patience_s=5.0)
             run.close("stopped", "terminated by SIGTERM", patience_s=5.0)
     if _previous_sigterm == signal.SIG_IGN:
         return

@@ -10,11 +10,13 @@ import subprocess
 import sys
 import time
 import urllib.request
+from importlib import util
 from pathlib import Path
 from typing import Any
 
 import nbformat
 import pytest
+from needed import require
 
 START_S, DRAWN_S = 90, 10
 TALL = 16_000
@@ -122,12 +124,11 @@ class Lab:
 def browser():
     """Chromium, or a reason why there is none."""
     path = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-    if path is None:
-        _missing("no Chromium on this machine; on Debian: apt install chromium")
-    try:
-        from playwright import sync_api as playwright
-    except ImportError:
-        _missing("playwright is not installed: pip install -e '.[dev]'")
+    require("browser", path is not None, "no Chromium on this machine; on Debian: apt install chromium")
+    found = util.find_spec("playwright") is not None
+    require("browser", found, "playwright is not installed: pip install -e '.[dev]'")
+    from playwright import sync_api as playwright
+
     with playwright.sync_playwright() as driver:
         # The sandbox of Chromium needs rights that a container may not give; the pages are our own.
         chromium = driver.chromium.launch(executable_path=path, args=["--no-sandbox", "--disable-dev-shm-usage"])
@@ -189,12 +190,6 @@ def lab(browser, lab_server):
     with contextlib.suppress(Exception):  # a page that is gone has been told of by its test
         page.evaluate("window.jupyterapp?.serviceManager.sessions.shutdownAll()")
     context.close()
-
-
-def _missing(reason: str) -> None:
-    if "browser" in os.environ.get("RLHF_LAB_REQUIRE", "").split(","):
-        pytest.fail(f"{reason} (RLHF_LAB_REQUIRE names 'browser')")
-    pytest.skip(reason)
 
 
 def _wait(process: subprocess.Popen, address: str, log: Path) -> None:

@@ -6,6 +6,7 @@ import json
 import re
 import tomllib
 from collections.abc import Callable
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -127,6 +128,36 @@ def check_conda(words: list[str]) -> None:
         assert words == ["env", "create", "-f", "environment.yml"]
 
 
+def check_launch(parser, words: list[str]) -> None:
+    """A launcher of several processes: its own options, and the file and settings of the lab's module."""
+    try:
+        options = parser.parse_args(words)
+    except SystemExit:
+        raise AssertionError("does not parse") from None
+    module, *rest = [options.training_script, *options.training_script_args]
+    assert options.module and module == "rlhf_lab.workbench.launch", f"not looked at here: {module}"
+    file, *settings = rest
+    if not PLACEHOLDER.fullmatch(file):
+        validate(there(file), settings[1::2])
+    assert all(SETTING.fullmatch(word) if number % 2 else word == "-p" for number, word in enumerate(settings))
+
+
+def check_torchrun(words: list[str]) -> None:
+    from torch.distributed.run import get_args_parser
+
+    check_launch(get_args_parser(), words)
+
+
+def check_accelerate(words: list[str]) -> None:
+    from accelerate.commands.launch import launch_command_parser
+
+    if words[0] != "launch" or "-m" not in words:
+        assert words[0] in ("config", "launch")  # spoken of
+        launch_command_parser().parse_args([*words[1:], "a_script.py"])
+        return
+    check_launch(launch_command_parser(), words[1:])
+
+
 def check_export(words: list[str]) -> None:
     assert all(SETTING.fullmatch(word) for word in words)
 
@@ -141,6 +172,8 @@ CHECKS: dict[str, Callable[[list[str]], None]] = {
     "pip": check_pip,
     "conda": check_conda,
     "export": check_export,
+    "torchrun": check_torchrun,
+    "accelerate": check_accelerate,
 }
 
 
@@ -166,6 +199,8 @@ def test_every_command_of_a_page_would_run(page, project):
     ("command", "expected"),
     [
         ("rlhf-lab rum experiments/quickstart.yaml", "does not parse"),
+        ("torchrun --nproc 2 --none -m rlhf_lab.workbench.launch FILE", "does not parse"),
+        ("torchrun -m rlhf_lab.workbench.launch experiments/03_ppo/nplus.yaml -p lrr=1", "did you mean 'lr'"),
         ("rlhf-lab run experiments/none.yaml", "experiments/none.yaml is not there"),
         ("rlhf-lab run experiments/quickstart.yaml -p kl_coeff=1", "did you mean 'kl_coef'"),
         ("rlhf-lab run experiments/quickstart.yaml --now", "unrecognised"),
@@ -223,7 +258,8 @@ def test_every_import_in_python_resolves(page):
         for node in ast.walk(ast.parse(block.text)):
             if isinstance(node, ast.ImportFrom):
                 module = importlib.import_module(node.module)
-                missing = [alias.name for alias in node.names if not hasattr(module, alias.name)]
+                names = [alias.name for alias in node.names]
+                missing = [n for n in names if not hasattr(module, n) and not find_spec(f"{node.module}.{n}")]
                 assert missing == [], f"{node.module} has no {missing}"
             elif isinstance(node, ast.Import):
                 for alias in node.names:

@@ -10,6 +10,7 @@ import pytest
 import torch
 import transformers
 import yaml
+from tiny import make_policy, make_scorer, make_tokenizer
 
 from rlhf_lab.config import Config
 from rlhf_lab.errors import LabError
@@ -19,7 +20,6 @@ from rlhf_lab.training.reward_scale import score_replies
 from rlhf_lab.workbench.exporting import export
 from rlhf_lab.workbench.runs import Run
 from rlhf_lab.workbench.tracking import TrackingConfig
-from tests.tiny import make_policy, make_scorer, make_tokenizer
 
 PROMPT, REPLY = "w2 w3", "w4 w5 w6"
 

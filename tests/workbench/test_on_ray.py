@@ -10,7 +10,7 @@ from importlib import util
 import psutil
 import pytest
 import yaml
-from conftest import require
+from needed import require
 from small_notebooks import PARAMETERS, START, write_notebook
 
 from rlhf_lab import cli

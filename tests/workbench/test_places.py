@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 import yaml
-from conftest import require
+from needed import require
 from small_notebooks import write_notebook
 
 from rlhf_lab import cli

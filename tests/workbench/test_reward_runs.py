@@ -4,11 +4,11 @@ from types import SimpleNamespace
 
 import pytest
 from datasets import Dataset
+from tiny import make_tokenizer
 
 from rlhf_lab.errors import LabError
 from rlhf_lab.workbench import artefacts, reward_runs
 from rlhf_lab.workbench.stages import RewardModelStage
-from tests.tiny import make_tokenizer
 
 OWN = {"model": "some/encoder", "policy": "", "preferences": "pairs.jsonl", "heldout": "split", "demonstrations": ""}
 

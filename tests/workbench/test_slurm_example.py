@@ -7,7 +7,7 @@ from importlib import util
 
 import pytest
 import yaml
-from conftest import require
+from needed import require
 from small_notebooks import write_notebook
 
 from rlhf_lab.workbench.experiments.pipeline import plan_in_words

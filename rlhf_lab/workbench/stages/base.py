@@ -10,6 +10,7 @@ from pydantic import Field
 from rlhf_lab.config import Config
 from rlhf_lab.models import resolve_precision
 from rlhf_lab.training.checkpoints import recorded
+from rlhf_lab.training.processes import launched
 from rlhf_lab.workbench.runs import Run
 from rlhf_lab.workbench.tracking import TrackingConfig
 
@@ -56,6 +57,7 @@ def begin(stage: str, cfg: RunConfig) -> Run:
     transformers.set_seed(cfg.seed)
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
+    accelerator = launched()  # before torch is asked for a device
     pd.set_option("display.max_colwidth", 200, "display.max_rows", 200, "display.precision", 2)
     return Run.start(
         stage,
@@ -65,6 +67,7 @@ def begin(stage: str, cfg: RunConfig) -> Run:
         seed=cfg.seed,
         tracking=cfg.tracking,
         resume=getattr(cfg, "resume", False),
+        accelerator=accelerator,
     )
 
 
