@@ -235,13 +235,16 @@ KILLED = """
 
     state, folder, rng, seen = start(make_config(updates=1)), Path(sys.argv[1]), random.Random(0), []
     for _ in range(25):
+        said, says = os.pipe()
         child = os.fork()  # quicker than a start of torch
         if child == 0:
             step = load_training(folder, state)
             while True:
                 step += 1
                 save_training(folder, state, step=step, best=step % 3 == 0)
-        time.sleep(0.02 + rng.random() * 0.15)
+                os.write(says, b".")
+        os.read(said, 1)  # one is saved, however slow the machine is
+        time.sleep(rng.random() * 0.1)
         os.kill(child, signal.SIGKILL)
         os.waitpid(child, 0)
         seen.append(load_training(folder, state))  # an error, and the test with it, if what is left is torn
@@ -257,4 +260,4 @@ def test_kill_at_any_moment_leaves_a_checkpoint_that_loads(tmp_path, request):
     )
     assert done.returncode == 0, done.stderr[-500:]
     seen = [int(word) for word in done.stdout.split()]
-    assert len(seen) == 25 and seen == sorted(seen) and seen[-1] > 25
+    assert len(seen) == 25 and seen == sorted(seen) and seen[-1] >= 25
