@@ -11,8 +11,6 @@ import torch
 from rlhf_lab.maths import kl_estimate
 from rlhf_lab.rewards import call_reward
 from rlhf_lab.training.rollouts import decode_replies, rollout, sample_replies
-from rlhf_lab.workbench.intervals import Interval as Interval
-from rlhf_lab.workbench.intervals import mean_interval as mean_interval
 
 
 def win_rate(ours: Sequence[float], theirs: Sequence[float]) -> float:

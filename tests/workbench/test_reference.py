@@ -6,7 +6,8 @@ import pytest
 from scipy import stats
 
 from rlhf_lab.errors import LabError
-from rlhf_lab.workbench.evaluation import mean_interval, win_rate
+from rlhf_lab.workbench.evaluation import win_rate
+from rlhf_lab.workbench.intervals import mean_interval
 from rlhf_lab.workbench.reference import as_text, record_results, summarise
 
 

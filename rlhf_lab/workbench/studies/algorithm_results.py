@@ -11,7 +11,7 @@ from scipy import stats
 
 from rlhf_lab.training.methods import METHODS
 from rlhf_lab.workbench.artefacts import HOUSE
-from rlhf_lab.workbench.evaluation import mean_interval
+from rlhf_lab.workbench.intervals import mean_interval
 from rlhf_lab.workbench.records import read_jsonl
 from rlhf_lab.workbench.runs import Run
 from rlhf_lab.workbench.stages import AlgorithmsStage

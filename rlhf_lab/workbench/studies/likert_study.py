@@ -22,7 +22,7 @@ from rlhf_lab.config import Config
 from rlhf_lab.judges.ranking.bradley_terry import bradley_terry
 from rlhf_lab.judges.ranking.elo import bootstrap_elo, elo_sequences, resampled_orders
 from rlhf_lab.judges.ranking.likert import fit_likert, likert_outcomes
-from rlhf_lab.workbench.evaluation import mean_interval
+from rlhf_lab.workbench.intervals import mean_interval
 from rlhf_lab.workbench.studies.likert_simulation import (
     MODELS,
     PAIRS,

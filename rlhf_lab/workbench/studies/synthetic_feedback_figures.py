@@ -5,7 +5,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from rlhf_lab.judges.feedback import QUALITIES, SIZES
-from rlhf_lab.workbench.evaluation import mean_interval
+from rlhf_lab.workbench.intervals import mean_interval
 from rlhf_lab.workbench.studies.synthetic_feedback import CONDITIONS
 from rlhf_lab.workbench.studies.synthetic_feedback_results import CHAINS, MENDED, steps_along
 from rlhf_lab.workbench.studies.units import Figures, Units, draw_means, gaps_of

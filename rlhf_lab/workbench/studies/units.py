@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from rlhf_lab.workbench.evaluation import mean_interval
+from rlhf_lab.workbench.intervals import mean_interval
 from rlhf_lab.workbench.runs import Run
 from rlhf_lab.workbench.studies.algorithm_results import bonferroni
 from rlhf_lab.workbench.studies.finished_lines import FinishedLines
