@@ -208,7 +208,7 @@ class Runner:
             parameters.setdefault("experiment", self.record.experiment)
         if resume:
             parameters["resume"] = True
-        environment: dict[str, str | None] = {}
+        environment: dict[str, str | None] = {"RLHF_LAB_COMMAND": self.record.command}  # for lines of results
         if self.threads:
             if "threads" in fields:
                 parameters.setdefault("threads", self.threads)

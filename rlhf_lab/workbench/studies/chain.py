@@ -37,8 +37,10 @@ def train_scorer(settings: rm.RewardModelConfig, path: str, tokenizer, rankings,
     return scorer.eval()
 
 
-def optimise(name: str, policy, scorers: Sequence[Scorer], ground, run: Run) -> Measure:
+def optimise(name: str, policy, scorers: Sequence[Scorer], ground, run: Run, *, every: int = 0) -> Measure:
     """PPO from an SFT model, which it changes, against the mean of reward models -> measured before and after.
+
+    every: measured after so many updates too.
 
     Each reward model is brought to unit scale on that SFT model's replies, and the critic starts as the first.
     """
@@ -60,7 +62,8 @@ def optimise(name: str, policy, scorers: Sequence[Scorer], ground, run: Run) -> 
     measure = Measure(settings, tokenizer, held_out, reward, ground.world, baseline=state.reference)
     for update in ppo_updates(state):
         run.progress(update.number, settings.updates, f"{name}: PPO")
-    measure(policy, settings.updates)
+        if update.number == settings.updates or (every and update.number % every == 0):
+            measure(policy, update.number)
     return measure
 
 

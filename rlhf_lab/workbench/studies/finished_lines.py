@@ -38,10 +38,11 @@ class FinishedLines:
         return next((line for line in lines if all(line.get(part) == value for part, value in key.items())), None)
 
     def add(self, key: Mapping[str, Any], contents: Mapping[str, Any]) -> None:
-        """Append a line: the key, the commit and hardware that made it, and its contents."""
+        """Append a line: the key, the commit, command and hardware that made it, and its contents."""
         git = git_state() or {}
         made = {
             "commit": git.get("commit", "") + "-dirty" * bool(git.get("dirty")),
+            "command": os.environ.get("RLHF_LAB_COMMAND", "in a notebook"),
             "hardware": f"{platform.machine()}, {os.cpu_count()} cores",
         }
         make_folder(self.file.parent)
