@@ -1,10 +1,13 @@
-"""Memory of one PPO update: four separate models against four roles on one shared base.
+"""Memory of one PPO update by role, in each way in which the four models can share.
 
     python benchmarks/adapter_memory.py
 
-Weights, gradients and moments are counted from the tensors; resident is what the process grew by from just before
-the models were loaded: at the end of the update, and at its peak, which adds the activations of a micro-batch. Each
-case runs in a process of its own, in which freed tensors go back to the system at once.
+Four models; the critic on the policy's trunk; policy, reference and critic on one base beside a reward model of its
+own; all four on one base. Weights, gradients and moments are counted from the tensors, each once, in the order
+reference, policy, critic, reward model: the base counts as the reference, which is the policy without its adapter.
+Resident is what the process grew by from just before the models were loaded: at the end of the update, and at its
+peak, which adds the activations of a micro-batch. Each case runs in a process of its own, in which freed tensors go
+back to the system at once.
 """
 
 import argparse
@@ -21,7 +24,7 @@ import psutil
 import torch
 import transformers
 
-from rlhf_lab.models import LoraConfig, SharedBase, load_policy, load_scorer, load_tokenizer, save_policy
+from rlhf_lab.models import LoraConfig, SharedBase, load_policy, load_scorer, load_tokenizer, save_policy, shared_scorer
 from rlhf_lab.rewards import ModelReward
 from rlhf_lab.sandbox.world import World
 from rlhf_lab.training.ppo import PPOConfig, ppo_start, ppo_updates
@@ -41,21 +44,31 @@ def main() -> None:
     if asked.case:
         print(json.dumps(measure(*asked.case)))
         return
-    print("| model | roles | weights | gradients | moments | together | resident | at peak |")
-    print("| --- | --- | ---: | ---: | ---: | ---: | ---: | ---: |")
+    names = (
+        "reference",
+        "policy",
+        "critic",
+        "reward",
+        "weights",
+        "gradients",
+        "moments",
+        "together",
+        "resident",
+        "at peak",
+    )
+    print(f"| model | roles | {' | '.join(names)} |")
+    print("| --- | --- |" + " ---: |" * len(names))
     own_pages = os.environ | {"MALLOC_MMAP_THRESHOLD_": "65536"}  # glibc would keep what is freed
     with tempfile.TemporaryDirectory() as folder:
         for name, path in {"sandbox": World.load("default").base_model, "Llama shape": write_llama(folder)}.items():
-            for roles in ("separate", "shared"):
+            for roles in MODES:
                 command = [sys.executable, __file__, "--case", str(path), roles]
-                found = json.loads(
-                    subprocess.run(command, check=True, capture_output=True, text=True, env=own_pages).stdout
-                )
-                sizes = [found["weights"], found["gradients"], found["moments"]]
-                cells = [f"{size / 2**20:.2f}" for size in (*sizes, sum(sizes), found["resident"], found["peak"])]
-                print(
-                    f"| {name}, {found['parameters']:,} parameters | {roles} | " + " | ".join(cells) + " |", flush=True
-                )
+                done = subprocess.run(command, check=True, capture_output=True, text=True, env=own_pages)
+                found = json.loads(done.stdout.splitlines()[-1])  # the lab may say something before
+                by_kind = [sum(kind) for kind in zip(*found["roles"], strict=True)]
+                sizes = [*map(sum, found["roles"]), *by_kind, sum(by_kind), found["resident"], found["peak"]]
+                cells = " | ".join(f"{size / 2**20:.2f}" for size in sizes)
+                print(f"| {name}, {found['parameters']:,} parameters | {roles} | {cells} |", flush=True)
 
 
 def write_llama(folder: str) -> str:
@@ -73,6 +86,19 @@ def separate(path: str):
     return policy, reference, load_scorer(path, head="zero"), load_scorer(path, head="new", trainable=False)
 
 
+def trunk(path: str):
+    """As separate ones, but the critic is a head on the policy's trunk."""
+    policy, reference = load_policy(path), load_policy(path, trainable=False)
+    return policy, reference, shared_scorer(path, policy), load_scorer(path, head="new", trainable=False)
+
+
+def own_reward(path: str):
+    """Policy and critic as adapters on one base, which is the reference, beside a whole reward model."""
+    base = SharedBase(path)
+    reward = load_scorer(path, head="new", trainable=False)
+    return base.policy(LORA), base.reference(), base.scorer(LORA, name="critic"), reward
+
+
 def shared(path: str):
     """The four as adapters and heads on one base."""
     base = SharedBase(path)
@@ -80,12 +106,20 @@ def shared(path: str):
     return base.policy(LORA), base.reference(), base.scorer(LORA, name="critic"), reward
 
 
-def measure(path: str, roles: str) -> dict[str, int]:
+MODES = {
+    "four models": separate,
+    "critic on the policy's trunk": trunk,
+    "adapters, reward model apart": own_reward,
+    "adapters, all on one base": shared,
+}
+
+
+def measure(path: str, roles: str) -> dict:
     """Bytes after and during one PPO update."""
     tokenizer, prompts = load_tokenizer(path), World.load("default").prompts("train", CONFIG.batch_size, 0)
     load_policy(path), load_scorer(path)  # what libraries load at first use is not the models'
     with Peak() as peak:
-        models = {"separate": separate, "shared": shared}[roles](path)
+        models = MODES[roles](path)
         policy, reference, critic, reward = models
         state = ppo_start(
             CONFIG,
@@ -98,13 +132,16 @@ def measure(path: str, roles: str) -> dict[str, int]:
         )
         list(ppo_updates(state))
         resident = peak.look()
-    weights = {p.data_ptr(): p for model in models for p in model.parameters()}.values()
-    moments = [value for kept in state.optimizer.state.values() for value in kept.values()]
+    kept, seen = [], set()
+    for model in (reference, policy, critic, reward):
+        own = {p.data_ptr(): p for p in model.parameters() if p.data_ptr() not in seen}
+        seen |= set(own)
+        gradients = [p.grad for p in own.values() if p.grad is not None]
+        moments = [value for p in own.values() for value in state.optimizer.state.get(p, {}).values()]
+        kept.append([size(own.values()), size(gradients), size(moments)])
     return {
         "parameters": sum(p.numel() for p in reference.parameters()),
-        "weights": size(weights),
-        "gradients": size(p.grad for p in weights if p.grad is not None),
-        "moments": size(moments),
+        "roles": kept,
         "resident": resident,
         "peak": peak.grown,
     }

@@ -60,7 +60,19 @@ def _parser() -> argparse.ArgumentParser:
 
     check = commands.add_parser("validate", help="check an experiment file", description=_validate.__doc__)
     check.set_defaults(call=_validate)
-    for command in (run, check):
+
+    plan = commands.add_parser(
+        "plan", help="what a run will need: tokens, FLOPs, time, memory", description=_plan.__doc__
+    )
+    plan.add_argument(
+        "--prompt-tokens", type=float, metavar="N", help="mean length of a prompt, else the longest of some"
+    )
+    plan.add_argument(
+        "--reply-tokens", type=float, metavar="N", help="mean length of a reply, else the longest allowed"
+    )
+    plan.add_argument("--measure", action="store_true", help="measure this machine again, and keep that")
+    plan.set_defaults(call=_plan)
+    for command in (run, check, plan):
         command.add_argument("file", help="an experiment file, such as experiments/quickstart.yaml")
         command.add_argument(
             "-p",
@@ -194,6 +206,18 @@ def _validate(options: argparse.Namespace) -> int:
     stages = ", ".join(stage.name for stage in plan.stages)
     points = f", {len(plan.points)} points" if len(plan.points) > 1 else ""
     print(f"{options.file} is valid: experiment {plan.experiment}, stages {stages}{points}")
+    return 0
+
+
+def _plan(options: argparse.Namespace) -> int:
+    """Say what the stages of an experiment file will need: tokens, FLOPs, time, and memory by role. Runs none of them.
+
+    Time and memory follow from a short measurement of this machine, made at the first use and kept.
+    """
+    from rlhf_lab.workbench.costs.plan import plan_in_words
+
+    lengths = {"prompt": options.prompt_tokens, "reply": options.reply_tokens}
+    print(plan_in_words(options.file, options.parameters, anew=options.measure, **lengths))
     return 0
 
 

@@ -146,6 +146,23 @@ def sample(policy, critic, config: PPOConfig, *, reference=None, pad: str = "<pa
     return rollout(policy, reference, critic, count_words, make_tokenizer(pad=pad), prompts, config, generator)
 
 
+class Steps:
+    """The steps that an optimizer takes with a gradient for each model, and the gradients of the last.
+
+    Policy and critic take theirs apart, and one's gradients are freed for the other's.
+    """
+
+    def __init__(self, optimizer, *models):
+        self.models, self.taken, self.last = models, [0] * len(models), [[] for _ in models]
+        optimizer.register_step_pre_hook(self._note)
+
+    def _note(self, *_):
+        for place, model in enumerate(self.models):
+            if any(p.grad is not None for p in model.parameters()):
+                self.taken[place] += 1
+                self.last[place] = [p.grad.clone() for p in model.parameters() if p.grad is not None]
+
+
 def weights_of(*models) -> list[torch.Tensor]:
     """Copies of all their weights."""
     return [p.detach().clone() for model in models if model is not None for p in model.parameters()]

@@ -2,7 +2,14 @@
 
 from rlhf_lab.data.collation import Padded, left_pad, right_pad
 from rlhf_lab.data.formats import preferences_to_rankings, rankings_to_preferences
-from rlhf_lab.data.loading import load_demonstrations, load_preferences, load_prompts, load_rankings, load_ratings
+from rlhf_lab.data.loading import (
+    load_demonstrations,
+    load_preferences,
+    load_prompts,
+    load_rankings,
+    load_ratings,
+    load_texts,
+)
 from rlhf_lab.data.reading import column_names
 from rlhf_lab.data.splits import Split, hold_out, hold_out_openings, unseen
 from rlhf_lab.data.tokenising import (
@@ -33,6 +40,7 @@ __all__ = [
     "load_prompts",
     "load_rankings",
     "load_ratings",
+    "load_texts",
     "preferences_to_rankings",
     "rankings_to_preferences",
     "render_chat",

@@ -1,14 +1,18 @@
-"""The five kinds of data set, and the way from TRL's formats to them and back.
+"""The kinds of data set, and the way from TRL's formats to them and back.
 
+    texts            text: what a model is pretrained on
     prompts          prompt, and whatever other columns the source has
     demonstrations   prompt, completion
     preferences      prompt, chosen, rejected
     rankings         prompt, completions (list), ranks (list of int: 0 is the best, equal ranks are a tie), and
-                     perhaps finished (list of true/false: the completion ended by EOS; without it all did)
+                     perhaps finished (list of true/false: the completion ended by EOS; without it all did); read
+                     from ranks that begin at 0 or 1, or from choice (the number of the best, from 0)
     ratings          prompt, completion, rating (a number), and perhaps finished (true/false)
 
 Preferences and rankings may have a margin (a number: how clearly the better reply leads) and a source (text: where a
 row comes from).
+
+The best reply of preferences and rankings serves as a demonstration too.
 
 A prompt is a text or a list of {"role", "content"} messages; the replies of a row are of the same sort, and
 so are all rows of a data set. A text reply follows its prompt as it stands, with its leading space inside.
@@ -25,10 +29,16 @@ from rlhf_lab.errors import LabError
 
 # The sets of columns that make each kind, the plainest first. Preferences may have a prompt beside these.
 FORMATS: dict[str, list[tuple[str, ...]]] = {
+    "texts": [("text",)],
     "prompts": [("prompt",), ("messages",), ("chosen", "rejected")],
-    "demonstrations": [("prompt", "completion"), ("messages",)],
+    "demonstrations": [
+        ("prompt", "completion"),
+        ("messages",),
+        ("chosen", "rejected"),
+        ("prompt", "completions", "ranks"),
+    ],
     "preferences": [("chosen", "rejected")],
-    "rankings": [("prompt", "completions", "ranks")],
+    "rankings": [("prompt", "completions", "ranks"), ("prompt", "completions", "choice")],
     "ratings": [("prompt", "completion", "rating"), ("messages", "rating")],
 }
 
@@ -48,13 +58,26 @@ def our_names(kind: str) -> list[str]:
     )
 
 
+def text_row(row: Row) -> Row:
+    """`text`, which is not empty."""
+    if not check.text(check.cell(row, "text"), "text").strip():
+        raise RowProblem("is empty", "text")
+    return {"text": row["text"]}
+
+
 def prompts_row(row: Row) -> Row:
-    """A prompt with its other columns, from `prompt`, `messages`, or two whole dialogues."""
-    if "prompt" in row:
+    """A prompt with its other columns, from `prompt`, `messages`, or two whole dialogues.
+
+    A text prompt beside dialogues as messages is a copy of their first message, so they are split all the same.
+    """
+    whole = [name for name in ("messages", "chosen", "rejected") if isinstance(row.get(name), list)]
+    split = "messages" in whole or {"chosen", "rejected"} <= set(whole)
+    if "prompt" in row and not (isinstance(row["prompt"], str) and split):
         return {**row, "prompt": check.prompt(row["prompt"])}
-    rest = {name: value for name, value in row.items() if name != "messages"}
+    rest = {name: value for name, value in row.items() if name not in ("prompt", "messages")}
     if "messages" in row:
         dialogue = check.messages(row["messages"], "messages")
+        rest = {name: value for name, value in rest.items() if name not in whole}
         return {"prompt": check.prompt(dialogue[: _last_turn(dialogue)], "messages"), **rest}
     if "chosen" in row and "rejected" in row:
         prompt, chosen, rejected = split_pair(row["chosen"], row["rejected"])
@@ -63,8 +86,15 @@ def prompts_row(row: Row) -> Row:
 
 
 def demonstration_row(row: Row) -> Row:
-    """`prompt` and `completion`; of `messages` the last assistant turn is the completion."""
-    if "messages" in row and not ("prompt" in row and "completion" in row):
+    """`prompt` and `completion`; of `messages` the last assistant turn is the completion, of comparisons the best."""
+    whole = "prompt" in row and "completion" in row
+    if not whole and "messages" not in row and "chosen" in row and "rejected" in row:
+        pair = preference_row(row)
+        return {"prompt": pair["prompt"], "completion": pair["chosen"]}
+    if not whole and "messages" not in row and "completions" in row and "ranks" in row:
+        ranked = ranking_row(row)
+        return {"prompt": ranked["prompt"], "completion": ranked["completions"][ranked["ranks"].index(0)]}
+    if "messages" in row and not whole:
         dialogue = check.messages(row["messages"], "messages")
         turn = _last_turn(dialogue)
         if turn == len(dialogue):
@@ -107,7 +137,10 @@ def _differ(chosen: Any, rejected: Any) -> None:
 
 
 def ranking_row(row: Row) -> Row:
-    """`prompt`, `completions`, `ranks`, perhaps `finished`; text completions of messages become messages."""
+    """`prompt`, `completions`, `ranks`, perhaps `finished`; text completions of messages become messages.
+
+    Without `ranks` the `choice`, a number from 0, says which completion is better than all others.
+    """
     prompt = check.prompt(check.cell(row, "prompt"))
     given = check.cell(row, "completions")
     if not isinstance(given, list):
@@ -119,12 +152,12 @@ def ranking_row(row: Row) -> Row:
     if isinstance(prompt, list):
         given = [[{"role": "assistant", "content": one}] if isinstance(one, str) else one for one in given]
     completions = [check.reply(one, "completions", prompt, f"item {number} is") for number, one in enumerate(given, 1)]
-    ranked = {
-        "prompt": prompt,
-        "completions": completions,
-        "ranks": check.ranks(check.cell(row, "ranks"), len(given)),
-    }
-    ranked |= _about(row)
+    if "choice" in row and "ranks" not in row:
+        best = check.choice(row["choice"], len(given))
+        ranks = [int(number != best) for number in range(len(given))]
+    else:
+        ranks = check.ranks(check.cell(row, "ranks"), len(given))
+    ranked = {"prompt": prompt, "completions": completions, "ranks": ranks} | _about(row)
     return ranked if row.get("finished") is None else ranked | {"finished": check.flags(row["finished"], len(given))}
 
 
@@ -142,6 +175,7 @@ def rating_row(row: Row) -> Row:
 
 
 CONVERT = {
+    "texts": text_row,
     "prompts": prompts_row,
     "demonstrations": demonstration_row,
     "preferences": preference_row,

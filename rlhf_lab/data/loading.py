@@ -9,14 +9,13 @@ from datasets import Dataset
 
 from rlhf_lab.data import formats
 from rlhf_lab.data.cells import give_types, with_lists
-from rlhf_lab.data.reading import open_source
+from rlhf_lab.data.columns import check_columns, check_map, renamed
+from rlhf_lab.data.reading import PLAIN, SUFFIXES, open_source
 from rlhf_lab.data.validation import (
     Place,
     Problems,
     Row,
     RowProblem,
-    check_columns,
-    check_map,
     kind,
     names,
     one_line,
@@ -41,8 +40,9 @@ def load_prompts(
 
     source   a .jsonl, .json, .csv or .parquet file (.gz after it for the text ones), a directory of such
              files or one written by `save_to_disk`, a hub id ("owner/name" or "owner/name:configuration"),
-             or a `datasets.Dataset`
-    columns  our name -> the source's name, for columns that are called otherwise
+             or a `datasets.Dataset`; "[split]", "[:rows]" or "[split:rows]" behind it: that split, its first rows
+    columns  our name -> the source's name, for columns that are called otherwise, or a place inside of one
+             ("answers.rank"), or a text with such places in braces
     split    which split of a hub data set or directory; a single file is one split, whatever this says
     limit    at most so many rows, the first good ones; what comes after is neither read nor checked
     on_bad   "raise": a row that cannot be used is an error; "drop": it is left out, and a line says how many
@@ -62,7 +62,7 @@ def load_demonstrations(
 ) -> Dataset:
     """Demonstrations: columns `prompt` and `completion`, from these or from `messages`.
 
-    Arguments and errors as in `load_prompts`.
+    Of preferences and rankings the best reply is the completion. Arguments and errors as in `load_prompts`.
     """
     return _load("demonstrations", source, columns, split, limit, on_bad)
 
@@ -93,6 +93,7 @@ def load_rankings(
 ) -> Dataset:
     """Rankings: columns `prompt`, `completions` (list), `ranks` (list: 0 is the best, equal ranks are a tie).
 
+    Ranks that begin at 1 are lowered by 1. Instead of ranks there may be `choice`, the number of the best, from 0.
     Columns `finished` (list of true/false: the completion ended by EOS), `margin` (a number) and `source` (text) are
     kept where there are any.
     In CSV the lists are written as JSON. Arguments and errors as in `load_prompts`.
@@ -116,6 +117,21 @@ def load_ratings(
     return _load("ratings", source, columns, split, limit, on_bad)
 
 
+def load_texts(
+    source: Given,
+    *,
+    columns: Mapping[str, str] | None = None,
+    split: str = "train",
+    limit: int | None = None,
+    on_bad: OnBad = "raise",
+) -> Dataset:
+    """Texts to pretrain on: column `text`. Also reads .txt and .md files, each of which is one text.
+
+    Arguments and errors as in `load_prompts`.
+    """
+    return _load("texts", source, columns, split, limit, on_bad)
+
+
 def _load(
     what: str,
     source: Given,
@@ -129,7 +145,7 @@ def _load(
         raise LabError(f"on_bad is {on_bad!r}; give 'raise' or 'drop'")
     if limit is not None and (isinstance(limit, bool) or not isinstance(limit, int) or limit < 1):
         raise LabError(f"limit is {limit!r}; give a whole number from 1, or None for all rows")
-    parts = open_source(source, split)
+    parts = open_source(source, split, SUFFIXES + PLAIN if what == "texts" else SUFFIXES)
     rows, places, problems = _rows(what, parts, columns, limit)
     name = str(source) if isinstance(source, str | Path) else parts[0].name
     if problems and on_bad == "raise":
@@ -159,9 +175,9 @@ def _rows(what: str, parts: list, columns: dict, limit: int | None) -> tuple[lis
                 if not seen:
                     check_columns(formats.FORMATS[what], list(row), columns, part.name)
                     seen = True
-                row = _renamed(row, columns)
+                row = renamed(row, columns)
                 row = convert(with_lists(row, formats.our_names(what)) if part.is_csv else row)
-                if rows and type(row["prompt"]) is not type(rows[0]["prompt"]):
+                if rows and type(row.get("prompt")) is not type(rows[0].get("prompt")):
                     sort = "text" if isinstance(row["prompt"], str) else "messages"
                     raise RowProblem(f"is {sort}, unlike the rows before", "prompt")
             except RowProblem as problem:
@@ -172,13 +188,6 @@ def _rows(what: str, parts: list, columns: dict, limit: int | None) -> tuple[lis
             if len(rows) == limit:
                 return rows, places, problems
     return rows, places, problems
-
-
-def _renamed(row: Row, columns: dict[str, str]) -> Row:
-    """The row under our names; other columns keep theirs unless a mapped one takes it."""
-    taken = {*columns, *columns.values()}
-    rest = {name: value for name, value in row.items() if name not in taken}
-    return {**{ours: row[theirs] for ours, theirs in columns.items() if theirs in row}, **rest}
 
 
 def _table(rows: list[Row], places: list[Place], kept: set[str]) -> Dataset:

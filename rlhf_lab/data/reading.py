@@ -7,13 +7,14 @@ from 1 elsewhere.
 
 import csv
 import gzip
+import itertools
 import json
 import logging
 import re
 import sys
 import zlib
 from codecs import BOM_UTF8
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, TextIO
 
@@ -25,9 +26,11 @@ from rlhf_lab.data.validation import Row, RowProblem, names, one_line
 from rlhf_lab.errors import LabError
 
 SUFFIXES = (".jsonl", ".json", ".csv", ".parquet")
+PLAIN = (".txt", ".md")  # only where a text is wanted: such a file is one
 SPLITS = ("train", "test", "validation", "valid", "val", "dev", "eval", "heldout")
 Rows = Iterator[tuple[int, Row | RowProblem]]
 HUB_ID = re.compile(r"\w[\w.-]*(/\w[\w.-]*)?(:[\w.-]+)?")  # owner/name:configuration
+PART = re.compile(r"(.+)\[([\w.-]*)(?::([1-9]\d*))?\]")  # source[split], source[:rows], source[split:rows]
 
 
 class Source(NamedTuple):
@@ -46,25 +49,45 @@ class Source(NamedTuple):
             yield number, row
 
 
-def open_source(source: str | Path | datasets.Dataset, split: str) -> list[Source]:
+def open_source(source: str | Path | datasets.Dataset, split: str, suffixes: Sequence[str] = SUFFIXES) -> list[Source]:
     """The files behind a path, or the one data set behind anything else. Errors: `LabError`."""
     if isinstance(source, datasets.Dataset):
         return [Source("the given data set", "row", enumerate(source, 1))]
     if not isinstance(source, str | Path) or not str(source).strip():
         raise LabError(f"the data source is {source!r}; give a file, a directory, a hub id or a Dataset")
-    try:
-        path = Path(source).expanduser()
-    except RuntimeError:  # "~name" of nobody here
-        path = Path(source)
+    path = _expanded(source)
+    if isinstance(source, str) and not path.exists() and (part := PART.fullmatch(source)):
+        found = open_source(part[1], part[2] or split, suffixes)
+        return _first_rows(found, int(part[3])) if part[3] else found
     if path.is_dir():
         if (path / "state.json").is_file() or (path / "dataset_dict.json").is_file():
             return [_saved(path, split)]
-        return [_file(file) for file in _files(path, split)]
+        return [_file(file, suffixes) for file in _files(path, split, suffixes)]
     if path.exists():
-        return [_file(path)]
-    if isinstance(source, Path) or file_type(path) or not HUB_ID.fullmatch(source):
+        return [_file(path, suffixes)]
+    if isinstance(source, Path) or file_type(path, suffixes) or not HUB_ID.fullmatch(source):
         raise LabError(f"{source}: no such file or directory; check the path, relative to {Path.cwd()}")
     return [_hub(source, split)]
+
+
+def _expanded(source: str | Path) -> Path:
+    try:
+        return Path(source).expanduser()
+    except RuntimeError:  # "~name" of nobody here
+        return Path(source)
+
+
+def _first_rows(parts: list[Source], count: int) -> list[Source]:
+    """The same sources, which give no more than `count` rows in all."""
+    left = itertools.count(count, -1)
+
+    def rows(part: Source) -> Rows:
+        for numbered in part.rows:
+            if next(left) <= 0:
+                return
+            yield numbered
+
+    return [part._replace(rows=rows(part)) for part in parts]
 
 
 def column_names(source: str | Path | datasets.Dataset, split: str = "train") -> list[str]:
@@ -76,18 +99,18 @@ def column_names(source: str | Path | datasets.Dataset, split: str = "train") ->
     return []
 
 
-def file_type(path: Path) -> str:
+def file_type(path: Path, suffixes: Sequence[str] = SUFFIXES) -> str:
     """The suffix that says how to read a file, without .gz; empty for one that cannot be read."""
     suffix = Path(path.stem).suffix if path.suffix == ".gz" else path.suffix
-    return suffix.lower() if suffix.lower() in SUFFIXES else ""
+    return suffix.lower() if suffix.lower() in suffixes else ""
 
 
-def _files(folder: Path, split: str) -> list[Path]:
+def _files(folder: Path, split: str, suffixes: Sequence[str]) -> list[Path]:
     """The data files of a folder, by name. Files named after splits are told apart by `split`."""
-    files = sorted(file for file in folder.iterdir() if file.is_file() and file_type(file))
+    files = sorted(file for file in folder.iterdir() if file.is_file() and file_type(file, suffixes))
     if not files:
-        raise LabError(f"{folder}: no file in this directory ends in {', '.join(SUFFIXES)}; give one that has some")
-    if len(types := {file_type(file) for file in files}) > 1:
+        raise LabError(f"{folder}: no file in this directory ends in {', '.join(suffixes)}; give one that has some")
+    if len(types := {file_type(file, suffixes) for file in files}) > 1:
         raise LabError(f"{folder}: holds files of several types ({', '.join(sorted(types))}); name one file instead")
     chosen = [file for file in files if _is_of(file, split)]
     if chosen:
@@ -102,13 +125,13 @@ def _is_of(file: Path, split: str) -> bool:
     return re.match(rf"{re.escape(split)}([-_.]|$)", file.name) is not None
 
 
-def _file(path: Path) -> Source:
+def _file(path: Path, suffixes: Sequence[str]) -> Source:
     readers = {".jsonl": _json_rows, ".json": _json_rows, ".csv": _csv_rows, ".parquet": _parquet_rows}
-    kind = file_type(path)
+    kind = file_type(path, suffixes)
     if not kind:
-        raise LabError(f"{path}: unknown file type '{path.suffix}'; give {', '.join(SUFFIXES)}, or .gz after it")
+        raise LabError(f"{path}: unknown file type '{path.suffix}'; give {', '.join(suffixes)}, or .gz after it")
     unit = "line" if kind in (".jsonl", ".csv") else "row"
-    return Source(str(path), unit, _guarded(readers[kind](path), path), kind == ".csv")
+    return Source(str(path), unit, _guarded(readers.get(kind, _plain_row)(path), path), kind == ".csv")
 
 
 def _guarded(rows: Rows, path: Path) -> Rows:
@@ -210,6 +233,11 @@ def _csv_row(header: list[str], cells: list[str]) -> Row | RowProblem:
         return dict(zip(header, cells, strict=True))
     counts = f"{len(cells)} cells under a header of {len(header)}"
     return RowProblem(f"{counts}; quote cells that hold commas or line breaks")
+
+
+def _plain_row(path: Path) -> Rows:
+    with _opened(path) as file:
+        yield 1, {"text": file.read()}
 
 
 def _parquet_rows(path: Path) -> Rows:

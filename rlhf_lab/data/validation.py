@@ -4,7 +4,6 @@ A check returns the value it was given, or raises `RowProblem`. The loader knows
 the problems in `Problems`, and turns them into one line.
 """
 
-import difflib
 import math
 from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
@@ -125,15 +124,24 @@ def reply(value: Any, column: str, like: str | list[Message], what: str = "is") 
 
 
 def ranks(value: Any, count: int, column: str = "ranks") -> list[int]:
-    """One whole number per completion, 0 for the best."""
+    """One whole number per completion, 0 for the best; the best may also be 1."""
     if not isinstance(value, list):
         raise RowProblem(f"is {kind(value)} where a list of whole numbers is expected (in CSV as JSON)", column)
     if len(value) != count:
         raise RowProblem(f"has {len(value)} entries for {count} completions", column)
-    if any(isinstance(rank, bool) or not isinstance(rank, int) for rank in value):
+    if any(isinstance(rank, bool) or not isinstance(rank, int | float) or rank % 1 for rank in value):
         raise RowProblem("holds something other than whole numbers", column)
-    if min(value) != 0:
-        raise RowProblem("starts at another number than 0, which is the best completion's rank", column)
+    if min(value) not in (0, 1):
+        raise RowProblem("starts at another number than 0 or 1, which is the best completion's rank", column)
+    return [int(rank - min(value)) for rank in value]
+
+
+def choice(value: Any, count: int, column: str = "choice") -> int:
+    """The number of the best of `count` completions, from 0; in CSV it is written as text."""
+    if isinstance(value, str) and value.isdecimal():
+        value = int(value)
+    if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value < count:
+        raise RowProblem(f"is not the number of one of the {count} completions, from 0", column)
     return value
 
 
@@ -161,7 +169,8 @@ class Problems:
     """The rows of one data set that cannot be used, raised or dropped together at the end."""
 
     def __init__(self, columns: Mapping[str, str]):
-        self._theirs = columns  # the reader looks in the file, so columns are told by the file's names
+        # The reader looks in the file, so columns are told by the file's names; a text made of several by ours.
+        self._theirs = {ours: theirs for ours, theirs in columns.items() if "{" not in theirs}
         self._found: list[tuple[Place, str]] = []
         self._detail = ""  # of the first
 
@@ -199,36 +208,3 @@ def _numbers(places: list[Place], file: str) -> str:
     shown = [str(p.number) if p.file == file else f"{p.file}:{p.number}" for p in places[:SHOWN]]
     rest = len(places) - len(shown)
     return ", ".join(shown) + (f" and {rest} more" if rest else "")
-
-
-def check_columns(wanted: list[tuple[str, ...]], available: list[str], columns: Mapping[str, str], file: str) -> None:
-    """That one of the `wanted` sets of columns is there once `columns` (our name -> theirs) is applied.
-
-    Errors: `LabError` that lists the columns of the file.
-    """
-    there = f"the columns are {names(available)}" if available else "it has no columns"
-    for ours, theirs in columns.items():
-        if theirs not in available:
-            close = difflib.get_close_matches(theirs, available, n=1)
-            hint = f" (did you mean '{close[0]}'?)" if close else ""
-            raise LabError(f"{file}: columns={{'{ours}': '{theirs}'}} names a column that is not there; {there}{hint}")
-    known = {column for column in available if column not in columns.values()} | set(columns)
-    missing = [[column for column in alternative if column not in known] for alternative in wanted]
-    if all(missing):
-        # Complain about the format that the file comes nearest to; the first where it is near to none.
-        nearest = max(range(len(wanted)), key=lambda i: len(wanted[i]) - len(missing[i]))
-        lacks = missing[nearest]
-        example = ", ".join(f"'{column}': '<its name there>'" for column in lacks)
-        raise LabError(f"{file}: no column {names(lacks)}; {there}; name them with columns={{{example}}}")
-
-
-def check_map(columns: Mapping[str, str] | None, known: list[str]) -> dict[str, str]:
-    """The `columns` map with only names of ours on its left side."""
-    for ours, theirs in (columns or {}).items():
-        if ours not in known:
-            close = difflib.get_close_matches(ours, known, n=1)
-            hint = f" (did you mean '{close[0]}'?)" if close else ""
-            raise LabError(f"columns: '{ours}' is none of our names {names(known)}{hint}; write our name: their name")
-        if not isinstance(theirs, str):
-            raise LabError(f"columns: '{ours}' is mapped to {kind(theirs)}; give the name of a column as text")
-    return dict(columns or {})

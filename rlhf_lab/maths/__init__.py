@@ -7,8 +7,10 @@ from rlhf_lab.maths.advantages import (
     rloo_advantages,
     shaped_rewards,
 )
-from rlhf_lab.maths.best_of_n import BestOfN, best_of_n_curve
+from rlhf_lab.maths.best_of_n import BestOfN, best_of_n_curve, tied_best_of_n_kl
+from rlhf_lab.maths.gold_curve import GoldCurve, fit_gold_curve
 from rlhf_lab.maths.kl import adaptive_kl, best_of_n_kl, kl_estimate, ppo_paper_kl, ziegler_paper_kl
+from rlhf_lab.maths.length import LengthGain, length_gain
 from rlhf_lab.maths.logprobs import token_entropy, token_logprobs
 from rlhf_lab.maths.losses import (
     PolicyLoss,
@@ -33,6 +35,8 @@ from rlhf_lab.maths.value_distribution import (
 
 __all__ = [
     "BestOfN",
+    "GoldCurve",
+    "LengthGain",
     "PolicyLoss",
     "PreferenceLoss",
     "ValueLoss",
@@ -43,11 +47,13 @@ __all__ = [
     "discounted_returns",
     "distribution_loss",
     "expected_value",
+    "fit_gold_curve",
     "gae",
     "grpo_advantages",
     "hl_gauss_loss",
     "hl_gauss_targets",
     "kl_estimate",
+    "length_gain",
     "masked_mean",
     "masked_var",
     "masked_whiten",
@@ -59,6 +65,7 @@ __all__ = [
     "reduce_tokens",
     "rloo_advantages",
     "shaped_rewards",
+    "tied_best_of_n_kl",
     "token_entropy",
     "token_logprobs",
     "two_hot_targets",

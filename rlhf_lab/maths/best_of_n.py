@@ -46,6 +46,44 @@ def best_of_n_curve(
     return BestOfN(*ranked)
 
 
+def tied_best_of_n_kl(scores: torch.Tensor, ns: Sequence[int]) -> torch.Tensor:
+    """KL between best-of-n sampling and the policy sampled from, with the ties that a pool shows taken into account.
+
+    A score that m of a pool's N replies share is a tie of probability p = m / N: the best of n falls on it with
+    probability P = F(<=)^n - F(<)^n, equal scores are decided by a coin, and it adds P log(P / p). A score that came up
+    once counts as untied: it adds the integral of n u^(n-1) log(n u^(n-1)) over its share of the quantiles u. Without
+    any tie the sum is log n - (n - 1) / n; ties too rare to show in the pool make it too high.
+
+    Shapes: scores (B, N) -> (B, len(ns)) in float64. Units: nats per reply.
+    Errors: ValueError on other shapes or an n below 1.
+    Source: the best of n under the ranker's cumulative distribution F, as in `best_of_n_kl`; here with F's steps.
+
+    >>> tied_best_of_n_kl(torch.tensor([[0.0, 0.0, 1.0, 1.0]]), [2])  # 1/4 log 1/2 + 3/4 log 3/2
+    tensor([[0.1308]], dtype=torch.float64)
+    """
+    if scores.dim() != 2:
+        raise ValueError(f"tied_best_of_n_kl: scores must be (B, N), got {tuple(scores.shape)}")
+    if bad := [n for n in ns if n < 1]:
+        raise ValueError(f"tied_best_of_n_kl: n must be at least 1, got {bad[0]}")
+    return torch.stack([torch.stack([_tied_kl(row, n) for n in ns]) for row in scores])
+
+
+def _tied_kl(row: torch.Tensor, n: int) -> torch.Tensor:
+    counts = row.unique(return_counts=True)[1]  # of the levels from the lowest to the highest
+    share = counts.double() / len(row)
+    high = share.cumsum(0).clamp(max=1)
+    low = torch.cat([torch.zeros(1, dtype=torch.float64, device=row.device), high[:-1]])
+    mass = high**n - low**n
+    tied = torch.special.xlogy(mass, mass / share)
+    untied = _untied(high, n) - _untied(low, n)
+    return torch.where(counts > 1, tied, untied).sum()
+
+
+def _untied(u: torch.Tensor, n: int) -> torch.Tensor:
+    """The integral of n v^(n-1) log(n v^(n-1)) over v from 0 to u."""
+    return u**n * (math.log(n) - (n - 1) / n) + (n - 1) * torch.special.xlogy(u**n, u)
+
+
 def _weights(size: int, n: int) -> torch.Tensor:
     """(N,) C(i-1, n-1) / C(N, n) for i = 1..N, by logarithms: the binomials themselves overflow."""
     total = math.lgamma(size + 1) - math.lgamma(n + 1) - math.lgamma(size - n + 1)

@@ -1,7 +1,7 @@
 """What a language model's logits say about tokens: their log-probability, and the entropy of the choice.
 
-Logits are by far the largest tensor of a step, so no function here makes a second one of their size unless a
-gradient needs it: half precision is widened one row of the batch at a time.
+Logits are by far the largest tensor of a step, so no function here makes a second one of their size but the gradient
+itself: what lies between is made for one row of the batch at a time.
 """
 
 import torch
@@ -32,8 +32,27 @@ def token_logprobs(logits: Tensor, tokens: Tensor) -> Tensor:
     if logits.dim() != 3 or logits.shape[:2] != tokens.shape:
         found = f"logits {tuple(logits.shape)}, tokens {tuple(tokens.shape)}"
         raise ValueError(f"token_logprobs: wants logits (B, T, V) and tokens (B, T), got {found}")
-    chosen = _widened(logits.gather(-1, tokens.unsqueeze(-1)).squeeze(-1))
-    return chosen - torch.cat([_widened(row).logsumexp(-1) for row in logits.split(1)])
+    return _TokenLogprobs.apply(logits, tokens)
+
+
+class _TokenLogprobs(torch.autograd.Function):
+    """The gradient by its formula, (1[v = token] - p_v) dL/dlogp: autograd would make several tensors of this size."""
+
+    @staticmethod
+    def forward(ctx, logits: Tensor, tokens: Tensor) -> Tensor:
+        whole = torch.cat([_widened(row).logsumexp(-1) for row in logits.split(1)])
+        ctx.save_for_backward(logits, tokens, whole)
+        return _widened(logits.gather(-1, tokens.unsqueeze(-1)).squeeze(-1)) - whole
+
+    @staticmethod
+    def backward(ctx, gradient: Tensor) -> tuple[Tensor, None]:
+        logits, tokens, whole = (saved.split(1) for saved in ctx.saved_tensors)
+        out = torch.empty_like(ctx.saved_tensors[0])
+        for row, token, total, g, into in zip(logits, tokens, whole, gradient.split(1), out.split(1), strict=True):
+            p = _widened(row).sub(total.unsqueeze(-1)).exp_()
+            p.mul_(-g.unsqueeze(-1)).scatter_add_(-1, token.unsqueeze(-1), g.unsqueeze(-1).to(p.dtype))
+            into.copy_(p)
+        return out, None
 
 
 def token_entropy(logits: Tensor) -> Tensor:

@@ -6,7 +6,7 @@ padding are replaced, so that any padding id will do, even one the model has no 
 """
 
 import inspect
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor
@@ -34,7 +34,7 @@ def response_logprobs(
     response_mask: Tensor,
     *,
     temperature: float = 1.0,
-    with_entropy: bool = False,
+    with_entropy: bool | Literal["no_grad"] = False,
 ) -> TokenLogprobs:
     """Log-probabilities of a reply's tokens under a policy, in nats, from float32 logits.
 
@@ -42,6 +42,7 @@ def response_logprobs(
     response_ids, response_mask (B, T): padded on the right. -> TokenLogprobs of (B, T), differentiable.
     The logits are divided by `temperature`, as in sampling: the softmax of that is what was sampled from.
     Logits are computed for the reply's positions only, where the model can (`logits_to_keep`).
+    with_entropy: "no_grad" gives the entropy without a gradient, which would cost several copies of the logits.
     Errors: ValueError for prompts that do not end in a real token or temperature <= 0; `LabError` if a row is
     longer than the model's context.
     Source: log pi(a_t | s_t) of Schulman et al. 2017 (arXiv:1707.06347), section 3. Old and new policy go
@@ -61,7 +62,10 @@ def response_logprobs(
         logits = logits.float() / temperature
     tokens = response_ids.masked_fill(~response_mask, 0)
     logp = token_logprobs(logits, tokens).masked_fill(~response_mask, 0.0)
-    entropy = token_entropy(logits).masked_fill(~response_mask, 0.0) if with_entropy else None
+    if not with_entropy:
+        return TokenLogprobs(logp, None)
+    with torch.set_grad_enabled(torch.is_grad_enabled() and with_entropy != "no_grad"):
+        entropy = token_entropy(logits).masked_fill(~response_mask, 0.0)
     return TokenLogprobs(logp, entropy)
 
 

@@ -13,6 +13,8 @@ from torch import Tensor
 from rlhf_lab.errors import RunFailed
 from rlhf_lab.models.forward import accepts, model_inputs
 
+_told: set[str] = set()  # kinds of models whose slower way was told
+
 
 class Generation(NamedTuple):
     """Sampled replies.
@@ -120,16 +122,29 @@ class _Decoder:
     """A batch of sequences that grow by one token at a time; `logits` (B, V) float32 are the next token's."""
 
     def __init__(self, model, prompt_ids: Tensor, prompt_mask: Tensor, max_new_tokens: int):
+        from rlhf_lab.models import llama_step  # here and not above: transformers takes seconds to import
+        from rlhf_lab.models.cache import roomy_cache
+
         self.model = model
         inputs = model_inputs(model, prompt_ids, prompt_mask, room=max_new_tokens)
         self.mask = inputs["attention_mask"]
         self.options = {"logits_to_keep": 1} if accepts(model, "logits_to_keep") else {}
         self.takes_positions = "position_ids" in inputs
-        self.cache = None
+        room = prompt_ids.shape[1] + max_new_tokens
+        self.cache = roomy_cache(model.config, room)
         self._forward(inputs)
+        self.step = None
+        if llama_step.qualifies(model, self.cache):
+            self.step = llama_step.LlamaStep(model, self.cache, self.mask, room)
+        elif (kind := type(model).__name__) not in _told:
+            print(f"sampling: {kind} goes through its own forward; the short way is for whole models like Llama")
+            _told.add(kind)
 
     def advance(self, token: Tensor) -> None:
         """Append a token (B,) to every row."""
+        if self.step is not None:
+            self._look_at(self.step(token))
+            return
         self.mask = torch.cat([self.mask, torch.ones_like(self.mask[:, :1])], dim=1)
         inputs = {"input_ids": token[:, None], "attention_mask": self.mask}
         if self.takes_positions:
@@ -139,12 +154,17 @@ class _Decoder:
     def keep(self, rows: Tensor) -> None:
         """Go on with these rows only."""
         self.mask = self.mask[rows]
+        if self.step is not None:
+            self.step.keep(rows)
         self.cache.reorder_cache(rows)  # an index_select, which may also drop rows
 
     def _forward(self, inputs: dict[str, Tensor]) -> None:
         output = self.model(**inputs, **self.options, past_key_values=self.cache, use_cache=True)
         self.cache = output.past_key_values
-        self.logits = output.logits[:, -1].float()
+        self._look_at(output.logits[:, -1])
+
+    def _look_at(self, logits: Tensor) -> None:
+        self.logits = logits.float()
         if not bool(self.logits.amax(dim=-1).isfinite().all()):
             raise RunFailed("sampling: the policy's logits are not finite, its weights diverged; lower 'lr'")
 

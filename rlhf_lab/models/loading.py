@@ -90,9 +90,12 @@ def prepare(model, path, trainable: bool, *, encoder: bool = False):
 
     Errors: `LabError` for a model that reads in both directions, unless `encoder`, and for an encoder-decoder.
     """
+    from rlhf_lab.models.attention import use_attention
+
     if model.config.is_encoder_decoder:
         raise LabError(f"{path}: {type(model).__name__} has an encoder and a decoder; give a causal model")
     disable_dropout(model)
+    use_attention(model)
     for module in model.modules():
         # torch gives the row `padding_idx` no gradient: where EOS pads, its embedding would never be trained.
         if isinstance(module, nn.Embedding):

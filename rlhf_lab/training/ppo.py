@@ -87,7 +87,7 @@ def ppo_start(
         ours = {id(p) for p in trained}  # a critic on a shared trunk brings only its head
         fitted = [p for p in critic.parameters() if p.requires_grad and id(p) not in ours]
         groups.append({"params": fitted, "lr": config.critic_lr, "peak": config.critic_lr})
-    optimizer = torch.optim.Adam(groups, eps=config.adam_eps)
+    optimizer = torch.optim.Adam(groups, eps=config.adam_eps, fused=not processes.sharded)  # one pass over the weights
     material = (list(prompts), columns, encoded)
     return PPOState(config, policy, reference, critic, reward, tokenizer, *material, optimizer, processes)
 

@@ -22,7 +22,7 @@ from rlhf_lab.models.forward import model_inputs
 from rlhf_lab.models.shards import whole
 from rlhf_lab.training.ppo_config import PPOConfig
 from rlhf_lab.training.processes import ALONE, Processes
-from rlhf_lab.training.rollouts import Rollout
+from rlhf_lab.training.rollouts import Rollout, like_length
 
 Texts = Callable[[], tuple[torch.Tensor, torch.Tensor]]
 """Gives the next pretraining texts: ids and bool mask, both (N, L)."""
@@ -93,59 +93,83 @@ class _Step(NamedTuple):
     processes: Processes
 
     def take(self, rollout: Rollout, advantages, returns, rows: torch.Tensor) -> dict[str, float]:
-        config = self.config
-        mask = rollout.response_mask[rows]
-        if config.whiten == "minibatch":
+        """Policy and critic learn one after the other, so that one's gradients are gone before the other's come."""
+        if self.config.whiten == "minibatch":
             advantages = advantages.clone()
-            advantages[rows] = masked_whiten(advantages[rows], mask)
+            advantages[rows] = masked_whiten(advantages[rows], rollout.response_mask[rows])
+        sums = dict.fromkeys(("value_loss", "value_clip_fraction", "explained_variance", "value_grad_norm"), 0.0)
+        for learners in self._apart():
+            sums |= self._learn(learners, rollout, advantages, returns, rows)
+        return sums
+
+    def _apart(self) -> list[tuple[str, ...]]:
+        """Who learns in one backward pass: policy and critic, each alone unless they train weights in common."""
+        if self.critic is None:
+            return [("policy",)]
+        ours, theirs = ({id(p) for p in m.parameters() if p.requires_grad} for m in (self.policy, self.critic))
+        return [("policy", "critic")] if ours & theirs else [("policy",), ("critic",)]
+
+    def _learn(self, learners, rollout: Rollout, advantages, returns, rows: torch.Tensor) -> dict[str, float]:
+        config, mask = self.config, rollout.response_mask[rows]
         self.optimizer.zero_grad(set_to_none=True)
         sums: dict[str, float] = {}
         fitted: list[tuple[torch.Tensor, torch.Tensor]] = []
-        ours = self.processes.share(rows)
-        for part in ours.split(config.micro_batch_size or len(ours)):
+        for part in self._micro_batches(rollout, rows):
             batch = rollout.take(part)
             width = batch.response_mask.shape[1]
-            target = returns[part, :width]
             tokens = float(batch.response_mask.sum() / mask.sum())
             replies = tokens if config.reduction == "token" else len(part) / len(rows)
-            parts, values = self._losses(batch, advantages[part, :width], target)
-            fitted.append((values[batch.response_mask], target[batch.response_mask]))
-            policy, value = parts.pop("policy"), parts["value_loss"]
-            loss = tokens * config.value_coef * value
-            if self.train_policy:
-                loss = loss + replies * policy
+            loss, figures = torch.zeros(()), {}
+            if "policy" in learners:
+                figures |= self._policy_losses(batch, advantages[part, :width])
+                loss = loss + replies * figures["policy"] if self.train_policy else loss
+            if "critic" in learners:
+                found, values = self._value_losses(batch, returns[part, :width])
+                figures |= found
+                loss = loss + tokens * config.value_coef * figures["value_loss"]
+                fitted.append((values[batch.response_mask].cpu(), returns[part, :width][batch.response_mask].cpu()))
             self.processes.backward(loss)
-            for name, figure in (parts | {"policy": policy}).items():
+            for name, figure in figures.items():
                 weight = replies if name in ("policy", "policy_loss", "kl_loss") else tokens
                 sums[name] = sums.get(name, 0.0) + weight * figure.item()
-        if not self.train_policy:  # a critic on the policy's trunk has left its gradient there
-            for parameter in self.policy.parameters():
-                parameter.grad = None
-        sums["ptx_loss"] = self._pretraining()
-        sums = self.processes.sum(sums)
-        policy, value = sums.pop("policy"), sums["value_loss"]
-        if not math.isfinite(policy + value):
-            raise RunFailed(
-                f"PPO: the loss is {policy + value} (policy {policy:.3g}, value {value:.3g}); "
-                "lower 'lr' or look for a broken reward"
-            )
-        # A variance is no mean over micro-batches: it needs the whole minibatch.
-        fitted = [pair for part in self.processes.gather([(v.cpu(), t.cpu()) for v, t in fitted]) for pair in part]
-        everything = (torch.cat(part) for part in zip(*fitted, strict=True))
-        sums["explained_variance"] = _explained_variance(*everything) if self.critic is not None else 0.0
-        self.processes.sum_gradients(p for group in self.optimizer.param_groups for p in group["params"])
-        self._clip_gradients(sums)
-        self.optimizer.step()
+        if "policy" in learners:
+            if not self.train_policy:  # a critic on the policy's trunk has left its gradient there
+                for parameter in self.policy.parameters():
+                    parameter.grad = None
+            sums["ptx_loss"] = self._pretraining()
+        self._step(learners, sums := self.processes.sum(sums))
+        if fitted:  # a variance is no mean over micro-batches: it needs the whole minibatch
+            everywhere = [pair for pairs in self.processes.gather(fitted) for pair in pairs]
+            sums["explained_variance"] = _explained_variance(*map(torch.cat, zip(*everywhere, strict=True)))
         return sums
 
-    def _losses(self, batch: Rollout, advantages, returns) -> tuple[dict[str, torch.Tensor], torch.Tensor]:
-        """The losses and token means of a micro-batch, and its values (B, T), which are 0 without a critic."""
+    def _micro_batches(self, rollout: Rollout, rows: torch.Tensor) -> list[torch.Tensor]:
+        """Those of the rows that are computed here, as they go through the models together."""
+        most, together = self.config.micro_batch_size, self.processes.sharded
+        ours = self.processes.share(rows)
+        return like_length(rollout.prompt_mask, rollout.response_mask, ours, most=most, together=together)
+
+    def _step(self, learners, sums: dict[str, float]) -> None:
+        """Move the weights of those who learned, unless the loss is broken, and note the norms of the gradients."""
+        for name in [name for name in ("policy", "value_loss") if name in sums]:
+            if not math.isfinite(sums[name]):
+                whose = name.removesuffix("_loss")
+                raise RunFailed(f"PPO: the loss is {sums[name]} ({whose}); lower 'lr' or look for a broken reward")
+        sums.pop("policy", None)
+        self.processes.sum_gradients(p for group in self.optimizer.param_groups for p in group["params"])
+        self._clip_gradients(learners, sums)
+        self.optimizer.step()
+
+    def _policy_losses(self, batch: Rollout, advantages) -> dict[str, torch.Tensor]:
+        """The policy's losses and token means in a micro-batch; `policy` is what is to be minimised."""
         config, mask = self.config, batch.response_mask
-        read = (batch.prompt_ids, batch.prompt_mask, batch.response_ids, mask)
-        with autocast(resolve_precision(config.precision, self.policy), self.policy):
-            logp, entropy = response_logprobs(self.policy, *read, temperature=config.temperature, with_entropy=True)
-            read_critic = response_value_outputs if config.value_loss == "hl_gauss" else response_values
-            values = read_critic(self.critic, *read) if self.critic is not None else None
+        with torch.set_grad_enabled(self.train_policy), self._autocast():
+            logp, entropy = response_logprobs(
+                self.policy,
+                *_read(batch),
+                temperature=config.temperature,
+                with_entropy=True if config.entropy_coef else "no_grad",
+            )
         reduction = float(config.max_new_tokens) if config.reduction == "max_tokens" else config.reduction
         result = policy_loss(
             logp,
@@ -163,7 +187,7 @@ class _Step(NamedTuple):
             loss = loss + config.kl_coef * kl_loss
         if config.entropy_coef:
             loss = loss - config.entropy_coef * reduce_tokens(entropy, mask, reduction)
-        parts = {
+        return {
             "policy": loss,
             "policy_loss": result.loss,
             "kl_loss": kl_loss,
@@ -172,18 +196,26 @@ class _Step(NamedTuple):
             "ratio": result.ratio,
             "entropy": masked_mean(entropy.detach(), mask),
         }
-        if values is None:
-            nothing = torch.zeros(())
-            return parts | {"value_loss": nothing, "value_clip_fraction": nothing}, torch.zeros_like(returns)
-        if config.value_loss == "hl_gauss":  # then the head's outputs were read
-            outputs, centres = values, self.critic.centres
+
+    def _value_losses(self, batch: Rollout, returns) -> tuple[dict[str, torch.Tensor], torch.Tensor]:
+        """The critic's loss in a micro-batch, how much of it was clipped, and the values (B, T)."""
+        config, mask = self.config, batch.response_mask
+        if config.value_loss == "hl_gauss":
+            with self._autocast():
+                outputs = response_value_outputs(self.critic, *_read(batch))
+            centres = self.critic.centres
             width = (centres[1] - centres[0]).item()
             values = self.critic.scores(outputs).masked_fill(~mask, 0.0)
             # 0.75 bin widths: Farebrother et al. 2024 (2403.03950), section 3.1
-            value = hl_gauss_loss(outputs, returns, mask, centres=centres, sigma=0.75 * width)
+            result = hl_gauss_loss(outputs, returns, mask, centres=centres, sigma=0.75 * width)
         else:
-            value = value_loss(values, batch.values, returns, mask, clip=config.value_clip)
-        return parts | {"value_loss": value.loss, "value_clip_fraction": value.clip_fraction}, values.detach()
+            with self._autocast():
+                values = response_values(self.critic, *_read(batch))
+            result = value_loss(values, batch.values, returns, mask, clip=config.value_clip)
+        return {"value_loss": result.loss, "value_clip_fraction": result.clip_fraction}, values.detach()
+
+    def _autocast(self):
+        return autocast(resolve_precision(self.config.precision, self.policy), self.policy)
 
     def _pretraining(self) -> float:
         """Add the gradient of the pretraining loss, and return that loss in nats per token."""
@@ -192,23 +224,30 @@ class _Step(NamedTuple):
         ids, mask = self.texts()
         everyone = mask[:, 1:].sum()
         ids, mask = self.processes.share(ids), self.processes.share(mask)
-        with autocast(resolve_precision(self.config.precision, self.policy), self.policy):
+        with self._autocast():
             logits = self.policy(**model_inputs(self.policy, ids, mask), use_cache=False).logits[:, :-1]
         loss = -masked_mean(token_logprobs(logits.float(), ids[:, 1:]), mask[:, 1:])
         loss = loss * (mask[:, 1:].sum() / everyone)
         self.processes.backward(self.config.ptx_coef * loss)
         return loss.item()
 
-    def _clip_gradients(self, sums: dict[str, float]) -> None:
+    def _clip_gradients(self, learners, sums: dict[str, float]) -> None:
         """Clip the gradient of each model by itself, and note its norm."""
-        shared = {id(p) for p in self.policy.parameters()}
-        own = [p for p in self.critic.parameters() if id(p) not in shared] if self.critic is not None else []
-        for name, parameters in (("policy_grad_norm", list(self.policy.parameters())), ("value_grad_norm", own)):
+        models = {"policy_grad_norm": list(self.policy.parameters())} if "policy" in learners else {}
+        if "critic" in learners:
+            shared = {id(p) for p in self.policy.parameters()}
+            models["value_grad_norm"] = [p for p in self.critic.parameters() if id(p) not in shared]
+        for name, parameters in models.items():
             parameters = [p for p in parameters if p.grad is not None]
             norm = torch.nn.utils.clip_grad_norm_(parameters, self.config.max_grad_norm) if parameters else 0.0
             sums[name] = float(whole(norm))
             if not math.isfinite(sums[name]):  # one such step would leave no weight a number
                 raise RunFailed(f"PPO: {name} is {sums[name]}; lower 'lr' or look for a broken reward")
+
+
+def _read(batch: Rollout) -> tuple[torch.Tensor, ...]:
+    """What the models read of a batch."""
+    return batch.prompt_ids, batch.prompt_mask, batch.response_ids, batch.response_mask
 
 
 def _explained_variance(values: torch.Tensor, returns: torch.Tensor) -> float:

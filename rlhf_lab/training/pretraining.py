@@ -61,9 +61,12 @@ class PretrainState:
         self.generator.set_state(progress["generator"])
 
 
-def pretrain_start(config: PretrainConfig, tokenizer, texts: Sequence[str], *, accelerator=None) -> PretrainState:
+def pretrain_start(
+    config: PretrainConfig, tokenizer, texts: Sequence[str] | Sequence[list[int]], *, accelerator=None
+) -> PretrainState:
     """A Llama-shaped model with random weights, and the tokenised documents it will learn from.
 
+    texts: the documents as text, or as the token ids that `in_pieces` makes of them.
     accelerator: accelerate's `Accelerator`, in each of several processes that train together.
     Errors: `LabError` if there is no text, or a document has no token to predict or is longer than the context.
     """
@@ -77,7 +80,8 @@ def pretrain_start(config: PretrainConfig, tokenizer, texts: Sequence[str], *, a
         raise LabError("pretraining text: no documents; give at least one")
     if config.hidden_size % config.heads:
         raise LabError(f"hidden_size={config.hidden_size} is no multiple of heads={config.heads}; change one of them")
-    documents = tokenizer(list(texts), add_special_tokens=False)["input_ids"]
+    told = isinstance(texts[0], str)
+    documents = tokenizer(list(texts), add_special_tokens=False)["input_ids"] if told else list(texts)
     lengths = [len(document) for document in documents]
     if min(lengths) < 2:
         raise LabError(
@@ -106,6 +110,38 @@ def pretrain_start(config: PretrainConfig, tokenizer, texts: Sequence[str], *, a
     model = LlamaForCausalLM(shape).float()
     optimizer = torch.optim.AdamW(model.parameters(), lr=config.lr, betas=(0.9, 0.98), weight_decay=0.01)
     return PretrainState(model, tokenizer, optimizer, documents, config, processes)
+
+
+def in_pieces(tokenizer, texts: Sequence[str], context: int) -> list[list[int]]:
+    """Token ids of the texts, each ended by EOS, the long ones cut into pieces of at most `context` tokens.
+
+    An EOS written in a text ends a document too. A last piece of one token, which predicts nothing, is left out.
+    """
+    documents = [part for text in texts for part in text.split(tokenizer.eos_token) if part.strip()]
+    pieces = []
+    for ids in tokenizer(documents, add_special_tokens=False, verbose=False)["input_ids"]:
+        ids = [*ids, tokenizer.eos_token_id]
+        pieces += [ids[start : start + context] for start in range(0, len(ids), context)]
+    return [piece for piece in pieces if len(piece) > 1]
+
+
+@torch.no_grad()
+def mean_loss(model, tokenizer, documents: Sequence[list[int]], *, batch_tokens: int = 4096) -> float:
+    """The loss on documents that are not learned from: a mean over all tokens but each one's first, in nats.
+
+    documents: token ids, at least one of them with two. Errors: `LabError` without any.
+    """
+    if not documents:
+        raise LabError("pretraining text: nothing is held out to measure on; give more text")
+    total = 0.0
+    for rows in _batches(list(documents), batch_tokens, torch.Generator()):
+        ids, mask = (t.to(model.device) for t in right_pad([documents[i] for i in rows], tokenizer.pad_token_id))
+        logits = model(input_ids=ids).logits[:, :-1]
+        losses = torch.nn.functional.cross_entropy(
+            logits[mask[:, 1:]].float(), ids[:, 1:][mask[:, 1:]], reduction="sum"
+        )
+        total += losses.item()
+    return total / _predicted(list(documents))
 
 
 def pretrain_steps(state: PretrainState) -> Iterator[PretrainStats]:

@@ -9,6 +9,7 @@ from rlhf_lab.data import encode_pair, right_pad
 from rlhf_lab.errors import LabError
 from rlhf_lab.models import Scorer
 from rlhf_lab.models.shards import in_shards
+from rlhf_lab.training.lengths import alike
 
 
 class Ranked(NamedTuple):
@@ -98,16 +99,6 @@ def head_outputs(scorer: Scorer, pad_id: int, prompts: Sequence[list[int]], repl
         outputs.append(scorer.sequence_outputs(ids.to(scorer.device), mask.to(scorer.device)))
     order = torch.tensor([i for rows in groups for i in rows], device=scorer.device)
     return torch.cat(outputs)[order.argsort()]
-
-
-def alike(lengths: Sequence[int], *, within: float = 0.75) -> list[list[int]]:
-    """The indices of the lengths, in groups whose shortest is at least `within` of their longest."""
-    groups: list[list[int]] = []
-    for i in sorted(range(len(lengths)), key=lambda i: -lengths[i]):
-        if not groups or lengths[i] < within * lengths[groups[-1][0]]:
-            groups.append([])
-        groups[-1].append(i)
-    return groups
 
 
 def ranked_scores(scorer: Scorer, pad_id: int, data: Ranked, rows: list[int]):

@@ -10,6 +10,7 @@ from rlhf_lab.data import encode_prompt, left_pad
 from rlhf_lab.models import autocast, generate, resolve_precision, response_logprobs, response_values
 from rlhf_lab.models.generation import uniforms
 from rlhf_lab.rewards import Reward, WeightedReward, call_reward
+from rlhf_lab.training.lengths import alike
 from rlhf_lab.training.processes import ALONE, Processes
 
 
@@ -33,17 +34,37 @@ class Rollout(NamedTuple):
     def take(self, rows: torch.Tensor) -> "Rollout":
         """Those rows, without the columns in which none of them has a token."""
         part = Rollout(*(field[rows] for field in self))
-        start = int((~part.prompt_mask).all(0).sum())  # left padding: the empty columns come first
-        width = int(part.response_mask.sum(1).max())
-        columns = {"prompt": slice(start, None), "response": slice(None, width)}
+        filled = _filled(part.prompt_mask, part.response_mask)
         return part._replace(
-            prompt_ids=part.prompt_ids[:, columns["prompt"]],
-            prompt_mask=part.prompt_mask[:, columns["prompt"]],
+            **{name: getattr(part, name)[:, filled.prompt] for name in ("prompt_ids", "prompt_mask")},
             **{
-                name: getattr(part, name)[:, columns["response"]]
+                name: getattr(part, name)[:, filled.response]
                 for name in ("response_ids", "response_mask", "old_logp", "ref_logp", "values")
             },
         )
+
+
+class _Filled(NamedTuple):
+    """The columns in which some row has a token."""
+
+    prompt: slice
+    response: slice
+
+
+def _filled(prompt_mask: torch.Tensor, response_mask: torch.Tensor) -> _Filled:
+    start = int((~prompt_mask).all(0).sum())  # left padding: the empty columns come first
+    return _Filled(slice(start, None), slice(None, int(response_mask.sum(1).max())))
+
+
+def like_length(prompt_mask, response_mask, rows: torch.Tensor, *, most: int, together: bool) -> list[torch.Tensor]:
+    """Those rows in groups to be read at once: of like length, and at most `most` of them, 0 = any number.
+
+    together: cut in their order, so that processes that share the weights make as many calls.
+    """
+    if together:
+        return list(rows.split(most or len(rows)))
+    lengths = (prompt_mask[rows].sum(1) + response_mask[rows].sum(1)).tolist()
+    return [rows[torch.tensor(group)] for group in alike(lengths, within=0.9, least=1024, most=most)]
 
 
 class Texts(NamedTuple):
@@ -152,9 +173,16 @@ def _sample_and_read(
         )
         read = (prompt_ids, prompt_mask, sampled.response_ids, sampled.response_mask)
         drawn = time.perf_counter()
-        old_logp = response_logprobs(policy, *read, temperature=config.temperature).logp
-        ref_logp = response_logprobs(reference, *read, temperature=config.temperature).logp
-        values = response_values(critic, *read) if critic is not None else torch.zeros_like(old_logp)
+        groups = like_length(
+            prompt_mask, read[3], torch.arange(len(rows)), most=config.micro_batch_size, together=processes.sharded
+        )
+        old_logp, ref_logp = (
+            _by_group(groups, read, lambda *part, model=model: _logprobs(model, *part, config.temperature))
+            for model in (policy, reference)
+        )
+        values = torch.zeros_like(old_logp)
+        if critic is not None:
+            values = _by_group(groups, read, lambda *part: response_values(critic, *part))
     scores = call_reward(
         reward,
         prompts=prompts,
@@ -174,6 +202,23 @@ def _sample_and_read(
         values=values,
         scores=torch.tensor(scores, dtype=torch.float32, device=policy.device),
     )
+
+
+def _logprobs(model, prompt_ids, prompt_mask, response_ids, response_mask, temperature: float) -> torch.Tensor:
+    read = (prompt_ids, prompt_mask, response_ids, response_mask)
+    return response_logprobs(model, *read, temperature=temperature).logp
+
+
+def _by_group(groups: list[torch.Tensor], read: tuple, number) -> torch.Tensor:
+    """(B, T) of what `number` says of each group's prompts, replies and masks, without their empty columns."""
+    prompt_ids, prompt_mask, response_ids, response_mask = read
+    found = torch.zeros(response_ids.shape, device=response_ids.device)
+    for rows in groups:
+        filled = _filled(prompt_mask[rows], response_mask[rows])
+        prompts = (field[rows][:, filled.prompt] for field in (prompt_ids, prompt_mask))
+        replies = (field[rows][:, filled.response] for field in (response_ids, response_mask))
+        found[rows, filled.response] = number(*prompts, *replies)
+    return found
 
 
 def _on_cpu(part: Rollout, last: dict) -> tuple[Rollout, dict]:

@@ -54,9 +54,9 @@ def source(value: str, files: dict[str, Path], name: str) -> str:
 
 
 def base_model(value: str, world: World | None) -> str:
-    """The path of the base model. Errors: `LabError` where there is no sandbox."""
+    """The path of the base model, of a run its checkpoint. Errors: `LabError` where there is no sandbox."""
     if value != "sandbox":
-        return value
+        return str(Path(value) / "checkpoint") if (Path(value) / "checkpoint").is_dir() else value
     if world is None:
         raise LabError("model is 'sandbox' but the parameter 'sandbox' is empty; give a path or hub id for model")
     return world.base_model

@@ -9,6 +9,7 @@ import json
 import os
 import socket
 import time
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -182,10 +183,10 @@ def read_json(path: Path) -> dict[str, Any]:
     return value if isinstance(value, dict) else {}
 
 
-def read_jsonl(path: Path) -> list[dict[str, Any]]:
+def read_jsonl(path: Path, needs: Sequence[str] = ()) -> list[dict[str, Any]]:
     """The rows of a .jsonl file; none when it does not exist. A torn last line is left out.
 
-    Errors: `LabError` naming the line when any other line is broken.
+    Errors: `LabError` naming the line when any other line is broken, or has not all that every line `needs`.
     """
     if not path.exists():
         return []
@@ -205,6 +206,8 @@ def read_jsonl(path: Path) -> list[dict[str, Any]]:
             if number == len(lines):  # nothing ended this line: the writer was killed in the middle of it
                 break
             raise LabError(f"{path}, line {number} is broken: it is not a JSON object; mend or delete it") from None
+        if missing := [name for name in needs if name not in row]:
+            raise LabError(f"{path}, line {number} is broken: it has no '{missing[0]}'; mend or delete it")
         rows.append(row)
     return rows
 

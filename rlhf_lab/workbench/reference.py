@@ -6,6 +6,7 @@ A line is appended when a run has ended well and never changed. What a README sa
 import json
 import os
 import platform
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -59,7 +60,7 @@ def summarise(file: str | Path) -> pd.DataFrame:
     Columns mean, low, high, seeds. The last line of a seed counts. Errors: `LabError` if nothing is recorded.
     """
     path = Path(file)
-    rows = {row["seed"]: row for row in read_jsonl(path)} if path.is_file() else {}
+    rows = {row["seed"]: row for row in read_jsonl(path, ("seed", "results"))}
     if not rows:
         raise LabError(f"{file}: no recorded results; make some with `rlhf-lab run FILE -p seed=N --record {file}`")
     numbers: dict[tuple[str, str], list[Any]] = {}
@@ -76,12 +77,15 @@ def summarise(file: str | Path) -> pd.DataFrame:
 
 def as_text(file: str | Path) -> str:
     """The summary as a table for the terminal."""
-    rows = read_jsonl(Path(file)) if Path(file).is_file() else []
+    rows = read_jsonl(Path(file), ("seed",))
     seeds = sorted({row["seed"] for row in rows})
     if rows and "curve" in rows[-1]:  # a line for each method and seed, as 05_algorithms writes them
         from rlhf_lab.workbench.studies.algorithm_results import over_seeds, recorded
 
         table = over_seeds(recorded(Path(file).resolve()))
+    elif rows and str(rows[-1].get("study", "")).isidentifier():  # for each unit and seed, as 10 and on write them
+        results = import_module(f"rlhf_lab.workbench.studies.{rows[-1]['study']}_results")
+        table = results.tables(Path(file).resolve())
     elif rows and "/" in rows[-1].get("unit", ""):  # for each round of each arm, as 08 writes them
         from rlhf_lab.workbench.studies.human_feedback_results import tables
 

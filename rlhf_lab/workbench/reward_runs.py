@@ -12,6 +12,7 @@ from rlhf_lab.models import load_policy, load_tokenizer
 from rlhf_lab.sandbox.world import World
 from rlhf_lab.training.reward_model import normalise_to_reference, shift_to_demonstrations
 from rlhf_lab.training.rollouts import sample_replies
+from rlhf_lab.workbench import own_data
 from rlhf_lab.workbench.artefacts import checkpoint, load_rankings, source
 from rlhf_lab.workbench.runs import Run
 
@@ -100,15 +101,7 @@ def that_fit(cfg, scorer, tokenizer, rows):
     texts = rows["completions"] if "completions" in rows.column_names else [[text] for text in rows["completion"]]
     longest = [max(len(data.encode_reply(tokenizer, text)) for text in replies) for replies in texts]
     bad = [number for number, length in enumerate(longest) if length >= room]
-    if not bad:
-        return rows
-    what = f"{len(bad)} of {len(rows)} rows have a reply that leaves no room for a prompt in {room} tokens"
-    if cfg.on_bad != "drop":
-        raise LabError(f"{what}, the first is row {bad[0] + 1}; raise 'max_length', or leave them out: on_bad='drop'")
-    if len(bad) == len(rows):
-        raise LabError(f"{what}, so none is left; raise 'max_length'")
-    print(f"dropped {what.replace(' have', ', which have')}")
-    return rows.select(sorted(set(range(len(rows))) - set(bad)))
+    return own_data.without(cfg, rows, bad, f"a reply that leaves no room for a prompt in {room} tokens")
 
 
 class Sample(NamedTuple):
@@ -120,10 +113,20 @@ class Sample(NamedTuple):
 
 
 def reference_sample(cfg, policy, tokenizer, rows) -> Sample | None:
-    """A reply to each of the first `reference_replies` prompts of the data; None where they set no scale."""
+    """A reply to each of the first `reference_replies` prompts of the data; None where they set no scale.
+
+    A prompt that leaves no room for a reply is passed over. Errors: `LabError` if all are such.
+    """
     if cfg.normalise != "reference":
         return None
-    prompts = list(dict.fromkeys(rows["prompt"]))[: cfg.reference_replies]
+    prompts = list(dict.fromkeys(rows["prompt"]))
+    most = own_data.room(cfg, policy) - cfg.max_new_tokens
+    prompts = [
+        text for text, length in zip(prompts, own_data.lengths(tokenizer, prompts), strict=True) if length <= most
+    ]
+    prompts = prompts[: cfg.reference_replies]
+    if not prompts:
+        raise LabError(f"no prompt leaves room for a reply of {cfg.max_new_tokens} tokens; raise 'max_length'")
     replies, finished = sample_replies(
         policy, tokenizer, prompts, max_new_tokens=cfg.max_new_tokens, temperature=1.0, seed=cfg.seed + 2
     )

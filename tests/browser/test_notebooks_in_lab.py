@@ -1,11 +1,10 @@
-"""Every notebook where people open it: in JupyterLab, by "run all", at the sizes of experiments/smoke.yaml."""
+"""Every notebook where people open it: in JupyterLab, by "run all", at the sizes of experiments/smoke*.yaml."""
 
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import nbformat
 import pytest
-import yaml
 from papermill.iorw import load_notebook_node
 from papermill.parameterize import parameterize_notebook
 
@@ -17,14 +16,6 @@ pytestmark = pytest.mark.slow
 
 ROOT = Path(__file__).resolve().parents[2]
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
-# A study of its own, which the smoke chain leaves out.
-ALONE = {
-    "name": "overoptimisation",
-    "notebook": "10_overoptimisation",
-    "parameters": {
-        "policy": "{sft}", "comparisons": {8: 1, 16: 1, 24: 1}, "n_heldout": 16, "pool_size": 8, "eval_prompts": 8,
-    },
-}  # fmt: skip
 BROKEN = {
     "import sys; print('careful', file=sys.stderr);": "printed to stderr",
     "display({'application/vnd.jupyter.widget-view+json': {'model_id': '0'}}, raw=True)": "a widget is not shown",
@@ -65,14 +56,10 @@ def faults_of(output: dict[str, Any]) -> list[str]:
 
 
 @pytest.fixture(scope="module")
-def stages(tmp_path_factory) -> dict[str, PlannedStage]:
-    """Name -> stage of the smoke chain and what it leaves out."""
-    content = yaml.safe_load((ROOT / "experiments" / "smoke.yaml").read_text())
-    if ALONE["notebook"] not in [stage["notebook"] for stage in content["stages"]]:
-        content["stages"].append(ALONE)
-    file = tmp_path_factory.mktemp("stages") / "smoke.yaml"
-    file.write_text(yaml.safe_dump(content, sort_keys=False))
-    return {stage.name: stage for stage in validate(file).stages}
+def stages() -> dict[str, PlannedStage]:
+    """Name -> stage of the smoke chains."""
+    files = sorted((ROOT / "experiments").glob("smoke*.yaml"))
+    return {stage.name: stage for file in files for stage in validate(file).stages}
 
 
 @pytest.fixture(scope="module")
@@ -111,7 +98,7 @@ def run_in_lab(lab, stage: PlannedStage, parameters: dict[str, Any]) -> Outcome:
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
 def test_it_runs_to_its_end(path, stages, run):
     names = [stage.name for stage in stages.values() if stage.stem == path.stem]
-    assert names, f"{path.stem} has no stage in experiments/smoke.yaml"
+    assert names, f"{path.stem} has no stage in experiments/smoke*.yaml"
     outcome = run(names[0])
     assert outcome.faults() == []
     assert read_status(outcome.run_dir).state == "done"

@@ -266,14 +266,14 @@ def _(folder):
     load_prompts("~nobody-of-this-name/a.jsonl")
 
 
-@case("preferences for demonstrations", "no column 'completion'", "the columns are 'prompt', 'chosen', 'rejected'")
+@case("demonstrations by another name", "no column 'completion'", "the columns are 'prompt', 'reply'")
 def _(folder):
-    load_demonstrations(write(folder / "a.jsonl", [PAIR]))
+    load_demonstrations(write(folder / "a.jsonl", [{"prompt": "p", "reply": "r"}]))
 
 
 @case("ranks that skip the best", "column 'ranks'", "another number than 0", "best completion")
 def _(folder):
-    load_rankings(write(folder / "a.jsonl", [{"prompt": "p", "completions": ["a", "b"], "ranks": [1, 2]}]))
+    load_rankings(write(folder / "a.jsonl", [{"prompt": "p", "completions": ["a", "b"], "ranks": [2, 3]}]))
 
 
 @case("a spreadsheet", "a.xlsx: unknown file type '.xlsx'", ".jsonl")

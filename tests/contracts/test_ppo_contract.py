@@ -18,6 +18,7 @@ from tiny import (
     PROMPTS,
     WORDS,
     Bigram,
+    Steps,
     build_config,
     chain,
     copy_of,
@@ -135,11 +136,11 @@ def test_2_k_minibatches_and_e_epochs_make_k_times_e_steps(batch_size, minibatch
     config = make_config(batch_size=batch_size, minibatches=minibatches, epochs=epochs)
     policy, critic = make_policy(), make_scorer()
     optimizer = torch.optim.Adam([*policy.parameters(), *critic.parameters()])
-    steps = []
-    optimizer.register_step_post_hook(lambda *_: steps.append(1))
+    steps = Steps(optimizer, policy, critic)
     batch = sample(policy, critic, config)
     result = ppo_step(policy, critic, optimizer, batch, *estimate_advantages(batch, config), config)
-    assert len(steps) == result.optimizer_steps == minibatches * epochs
+    assert steps.taken == [minibatches * epochs] * 2
+    assert result.optimizer_steps == minibatches * epochs
 
 
 def test_2_each_epoch_sees_each_reply_once(monkeypatch):
@@ -150,7 +151,7 @@ def test_2_each_epoch_sees_each_reply_once(monkeypatch):
     take = Rollout.take
     monkeypatch.setattr(Rollout, "take", lambda self, rows: seen.extend(rows.tolist()) or take(self, rows))
     optimizer = torch.optim.SGD(policy.parameters(), lr=0.0)
-    ppo_step(policy, critic, optimizer, batch, *estimate_advantages(batch, config), config)
+    ppo_step(policy, None, optimizer, batch, *estimate_advantages(batch, config), config)
     assert sorted(seen[:7]) == sorted(seen[7:]) == list(range(7))
     assert seen[:7] != seen[7:]  # shuffled anew
 
@@ -264,8 +265,9 @@ def test_4_the_gradient_is_clipped_and_its_norm_before_that_is_reported():
         config = make_config(minibatches=1, epochs=1, max_grad_norm=bound)
         policy = make_policy()
         optimizer = torch.optim.SGD([*policy.parameters(), *critic.parameters()], lr=0.0)
+        steps = Steps(optimizer, policy, critic)
         result = ppo_step(policy, critic, optimizer, batch, *estimate_advantages(batch, config), config)
-        left = [math.sqrt(sum(float(p.grad.square().sum()) for p in m.parameters())) for m in (policy, critic)]
+        left = [math.sqrt(sum(float(g.square().sum()) for g in gradients)) for gradients in steps.last]
         norms[bound] = (result.policy_grad_norm, result.value_grad_norm), left
     free, clipped = norms[1e6], norms[1e-3]
     assert free[0] == pytest.approx(free[1], rel=1e-4)
@@ -489,8 +491,10 @@ def test_11_the_gradient_is_that_of_the_policy(architecture, temperature):
     policy, critic = make_policy(architecture), make_scorer(architecture)
     batch = sample(policy, critic, config)
     advantages, returns = estimate_advantages(batch, config)
-    ppo_step(policy, critic, torch.optim.SGD(policy.parameters(), lr=0.0), batch, advantages, returns, config)
-    ours = {name: p.grad.clone() for name, p in policy.named_parameters()}
+    optimizer = torch.optim.SGD(policy.parameters(), lr=0.0)
+    steps = Steps(optimizer, policy)
+    ppo_step(policy, critic, optimizer, batch, advantages, returns, config)
+    ours = dict(zip((name for name, _ in policy.named_parameters()), steps.last[0], strict=True))
 
     # By hand: one reply at a time, without padding, through the model's own forward.
     policy.zero_grad()

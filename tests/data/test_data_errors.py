@@ -109,7 +109,7 @@ BAD_ROWS = {
     "number inside": (load_rankings, ranking(["y", 2], [0, 1]), ["'completions'", "item 2 is a number"]),
     "text completions": (load_rankings, ranking("y, z", [0, 1]), ["'completions'", "is text where a list"]),
     "scores": (load_rankings, ranking(["y", "z"], [0.5, 1.5]), ["'ranks'", "other than whole numbers"]),
-    "ranks from 1": (load_rankings, ranking(["y", "z"], [1, 2]), ["'ranks'", "another number than 0"]),
+    "ranks from 2": (load_rankings, ranking(["y", "z"], [2, 3]), ["'ranks'", "another number than 0 or 1"]),
     "one rank": (load_rankings, ranking(["y", "z"], 0), ["'ranks'", "is a number where a list"]),
 }
 
@@ -281,9 +281,9 @@ def test_a_missing_column_lists_those_there_and_how_to_name_it(write):
 def test_the_missing_column_is_that_of_the_nearest_format(write):
     path = write("a.jsonl", [{"prompt": "x", "chosen": "y"}])
     assert "no column 'rejected';" in complaint(load_preferences, path)
+    assert "no column 'completion';" in complaint(load_demonstrations, path)
     path = write("b.jsonl", [{"prompt": "x", "chosen": "y", "rejected": "z"}])
     assert "no column 'completions', 'ranks';" in complaint(load_rankings, path)
-    assert "no column 'completion';" in complaint(load_demonstrations, path)
 
 
 def test_a_renamed_column_is_no_longer_there_under_its_old_name(write):

@@ -5,8 +5,9 @@ import math
 
 import pytest
 import torch
+from scipy.integrate import quad
 
-from rlhf_lab.maths import best_of_n_curve
+from rlhf_lab.maths import best_of_n_curve, best_of_n_kl, tied_best_of_n_kl
 
 
 @pytest.mark.parametrize("n", [1, 2, 3, 5, 7])
@@ -59,3 +60,33 @@ def test_large_pools_do_not_overflow():
 def test_wrong_input_is_named(shape, ns, message):
     with pytest.raises(ValueError, match=message):
         best_of_n_curve(torch.zeros(shape), torch.zeros(shape), ns)
+
+
+# ---- The KL with ties
+
+
+def test_without_ties_the_kl_is_the_bound_and_with_nothing_else_it_is_0():
+    ns = [1, 2, 16, 256]
+    scores = torch.stack([torch.randperm(100), torch.zeros(100, dtype=torch.long)])
+    found = tied_best_of_n_kl(scores, ns)
+    assert found[0].tolist() == pytest.approx([best_of_n_kl(n) for n in ns], abs=1e-9)
+    assert found[1].tolist() == pytest.approx([0] * 4, abs=1e-12)
+
+
+def test_five_levels_that_are_equally_likely():
+    """P(level k) = (k/5)^n - ((k-1)/5)^n against 1/5 each; for n = 64 the best level alone is left: log 5 = 1.609."""
+    scores = torch.arange(5).repeat(4)[None]
+    assert tied_best_of_n_kl(scores, [4, 16, 64])[0].tolist() == pytest.approx([0.607, 1.480, 1.609], abs=5e-4)
+
+
+def test_a_tie_below_what_does_not_tie():
+    found = tied_best_of_n_kl(torch.tensor([[3.0, 0.0, 7.0, 0.0]]), [3])[0, 0].item()
+    above, _ = quad(lambda u: 3 * u**2 * math.log(3 * u**2), 0.5, 1)
+    assert found == pytest.approx(0.125 * math.log(0.125 / 0.5) + above, abs=1e-9)  # P(all three draws tie) = 1/8
+
+
+def test_the_kl_with_ties_names_wrong_input():
+    with pytest.raises(ValueError, match=r"must be \(B, N\)"):
+        tied_best_of_n_kl(torch.zeros(3), [1])
+    with pytest.raises(ValueError, match="at least 1, got 0"):
+        tied_best_of_n_kl(torch.zeros(1, 3), [0])

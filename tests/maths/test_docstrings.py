@@ -9,7 +9,17 @@ import pytest
 from rlhf_lab import maths
 
 FUNCTIONS = [name for name in maths.__all__ if inspect.isfunction(getattr(maths, name))]
-MODULES = ["best_of_n", "advantages", "kl", "logprobs", "losses", "masking", "value_distribution"]
+MODULES = [
+    "best_of_n",
+    "advantages",
+    "gold_curve",
+    "kl",
+    "length",
+    "logprobs",
+    "losses",
+    "masking",
+    "value_distribution",
+]
 
 
 @pytest.mark.parametrize("name", FUNCTIONS)

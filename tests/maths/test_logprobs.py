@@ -102,3 +102,20 @@ def test_refuses_what_does_not_fit():
         token_logprobs(torch.zeros(3, 4), torch.zeros(3, dtype=torch.long))
     with pytest.raises(ValueError, match=r"^token_entropy: wants shape \(B, T, V\), got logits \(3, 4\)$"):
         token_entropy(torch.zeros(3, 4))
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
+def test_the_gradient_is_autograds_own_of_the_formula(dtype):
+    torch.manual_seed(0)
+    logits = (3 * torch.randn(3, 4, 7)).to(dtype)
+    logits[1, 2, 5] = float("-inf")  # what top-p leaves
+    tokens, weights = torch.randint(0, 5, (3, 4)), torch.randn(3, 4, dtype=torch.float64)
+    ours, plain = logits.clone().requires_grad_(), logits.double().requires_grad_()
+    (token_logprobs(ours, tokens) * weights.to(torch.float64)).sum().backward()
+    (plain.log_softmax(-1).gather(-1, tokens[..., None])[..., 0] * weights).sum().backward()
+    assert ours.grad.dtype == dtype
+    exact = {torch.float64: 1e-12, torch.float32: 1e-6, torch.bfloat16: 2**-7}[dtype]
+    assert torch.allclose(ours.grad.double(), plain.grad, rtol=exact, atol=exact)
+    assert torch.autograd.gradcheck(
+        lambda x: token_logprobs(x, tokens), logits.double().nan_to_num(neginf=-9).requires_grad_()
+    )

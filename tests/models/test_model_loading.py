@@ -8,7 +8,7 @@ import transformers
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, GenerationConfig
 
 from rlhf_lab.errors import LabError
-from rlhf_lab.models import load_policy, load_scorer, load_tokenizer
+from rlhf_lab.models import attention, load_policy, load_scorer, load_tokenizer
 
 from .tiny_models import EOS, PAD, build_config
 
@@ -51,7 +51,7 @@ def test_weights_are_float32_whatever_the_files_hold(llama_dir, tmp_path):
     AutoModelForCausalLM.from_pretrained(llama_dir, dtype=torch.bfloat16).save_pretrained(tmp_path)
     policy = load_policy(tmp_path)
     assert {weight.dtype for weight in policy.parameters()} == {torch.float32}
-    assert policy.config._attn_implementation == "sdpa"
+    assert policy.config._attn_implementation == attention.NAME
 
 
 def test_generation_defaults_do_not_leak(llama_dir, tmp_path):

@@ -184,7 +184,7 @@ def test_numbers_of_the_updates():
     assert [update.number for update in updates] == [1, 2, 3]
     assert [update.episode for update in updates] == [8, 16, 24]
     assert [update.lr for update in updates] == pytest.approx([0.3, 0.2, 0.1])  # linear, towards 0
-    assert rates[::4] == [pytest.approx(pair) for pair in ([0.3, 0.6], [0.2, 0.4], [0.1, 0.2])]
+    assert rates[:: 2 * 4] == [pytest.approx(pair) for pair in ([0.3, 0.6], [0.2, 0.4], [0.1, 0.2])]
     assert {update.kl_coef for update in updates} == {0.25}
     assert all(set(update.seconds) == {"rollout", "score", "train"} for update in updates)
     assert list(ppo_updates(state)) == []  # done is done
@@ -284,7 +284,7 @@ def test_an_interrupt_while_training_waits_for_the_end_of_the_update():
 
     def interrupt(*_):
         steps.append(1)
-        if len(steps) == 4 + 1:  # the first of the four steps of the second update
+        if len(steps) == 2 * 4 + 1:  # the first of the four steps of the second update; the critic takes as many
             os.kill(os.getpid(), signal.SIGINT)
 
     state.optimizer.register_step_post_hook(interrupt)
@@ -292,7 +292,7 @@ def test_an_interrupt_while_training_waits_for_the_end_of_the_update():
     with pytest.raises(KeyboardInterrupt):
         numbers.extend(update.number for update in ppo_updates(state))
     assert signal.getsignal(signal.SIGINT) is before
-    assert len(steps) == 8
+    assert len(steps) == 2 * 8
     assert state.number == 2
     assert same(weights_of(state.policy, state.critic), weights[1])
     # Going on, the finished update is not lost: it is the first to be seen.

@@ -106,7 +106,8 @@ def test_four_roles_cost_one_model_and_their_adapters(base):
     assert {id(p) for p in policy.shared.model.parameters()} <= inside.keys()
     with_gradient = sum(p.numel() for p in trained(policy) + trained(critic) if p.grad is not None)
     moments = sum(s[name].numel() for s in state.optimizer.state.values() for name in ("exp_avg", "exp_avg_sq"))
-    assert (with_gradient, moments) == (2 * adapter + head, 2 * (2 * adapter + head))
+    assert with_gradient == adapter + head  # the critic's: the policy's are gone before these come
+    assert moments == 2 * (2 * adapter + head)
     assert all(p.grad is None for p in [*reference.parameters(), *reward.parameters()])
 
 

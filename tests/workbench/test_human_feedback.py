@@ -19,7 +19,7 @@ from rlhf_lab.workbench.stages import HumanFeedbackStage
 from rlhf_lab.workbench.studies import human_feedback as study
 from rlhf_lab.workbench.studies import human_feedback_loop as looping
 from rlhf_lab.workbench.studies import human_feedback_results as kept
-from rlhf_lab.workbench.studies.human_feedback import Learned, chosen, doubts
+from rlhf_lab.workbench.studies.rounds import Learned, candidates, chosen, doubts
 from rlhf_lab.workbench.studies.units import gaps_of
 
 TINY = {
@@ -114,7 +114,7 @@ def test_too_few_different_replies_are_told(ground):
     short = {"labels": 24, "pool": 24, "max_new_tokens": 1}  # of one token, many are equal
     one = ground._replace(cfg=ground.cfg.model_copy(update=short))
     with pytest.raises(LabError, match=r"round 1: \d+ of 24 pairs of replies differ, but 'labels' is 24"):
-        study.candidates(one, one.sft, 1, "SFT")
+        candidates(one, one.sft, 1, "SFT")
 
 
 # ---- What it costs, and where it goes

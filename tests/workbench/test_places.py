@@ -85,7 +85,8 @@ def test_any_place_executes_what_the_runner_decides(project, monkeypatch):
     assert caught.value.exit_code == 2 and "waiting for a node" in stream.getvalue()
     assert [threads for _, threads in place.given] == [20] * 4
     order = next(order for order, _ in place.given if order.parameters["lr"] == 1)
-    assert order.parameters["threads"] == 20 and order.environment == {"OMP_NUM_THREADS": "20"}
+    assert order.parameters["threads"] == 20
+    assert order.environment == {"OMP_NUM_THREADS": "20", "RLHF_LAB_COMMAND": "rlhf-lab run sweep.yaml"}
     assert order.notebook == project / "notebooks/plain.ipynb" and order.output.name == "notebook.ipynb"
     assert [order.parameters["lr"] for order in place.stopped] == [8]  # and it did not end the others
     states = {json.loads(f.read_text())["parameters"]["lr"]: read_status(f.parent).state for f in made(project)}

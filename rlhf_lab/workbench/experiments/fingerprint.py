@@ -28,7 +28,7 @@ FILE = "made_from.json"
 ABOVE = {"workbench", "cli.py", "__main__.py"}  # of the package: what shows and runs, not what computes
 COMPUTES = (  # in `workbench` nevertheless: results would be stale if these did not count
     *("studies", "artefacts.py", "evaluation.py", "intervals.py", "roles.py", "learned_judge.py", "asked_judges.py"),
-    *("reward_runs.py", "reward_diagnostics.py"),
+    *("reward_runs.py", "reward_diagnostics.py", "own_data.py", "pretraining_runs.py"),
 )
 VERSIONS = ("torch", "transformers", "trl")
 # A run's record of itself; the rest is what it made.
@@ -157,11 +157,12 @@ def _resolved(job: Job) -> dict[str, Any]:
 
 
 def _local_files(parameters: Mapping[str, Any]) -> list[Path]:
-    """The files and folders that parameters name; "rewards.py:polite" names rewards.py."""
+    """The files and folders that parameters name; "rewards.py:polite" names rewards.py, "data[test]" data."""
     found: dict[str, Path] = {}
 
     def note(text: str) -> str:
-        for name in (text, text.partition(":")[0] if ".py:" in text else ""):
+        part = text.rpartition("[")[0] if text.endswith("]") else ""  # of "folder[split]"
+        for name in (text, text.partition(":")[0] if ".py:" in text else part):
             path = os.path.expanduser(name)
             if path.strip(" ./") and len(path) < 1000 and "\0" not in path and os.path.exists(path):
                 found[name] = Path(path)

@@ -8,6 +8,7 @@ from rlhf_lab.data.loading import OnBad
 from rlhf_lab.models import LoraConfig
 from rlhf_lab.models.adapters import Lora
 from rlhf_lab.sandbox.labelers import LabelerConfig
+from rlhf_lab.training.byte_pairs import BYTES
 from rlhf_lab.training.ppo import PPOConfig
 from rlhf_lab.training.pretraining import PretrainConfig
 from rlhf_lab.training.reward_model import RewardModelConfig
@@ -19,18 +20,22 @@ class PretrainStage(TrainingStage, PretrainConfig):
     """00_pretrain: a base model from scratch."""
 
     save_every: int = Field(200, ge=0)
-    documents: int = Field(40000, ge=1)  # pretraining documents of up to five worked examples
+    text: str = "sandbox"  # .txt or .md files, or a column of any data set; the last tenth is measured on
+    columns: dict[str, str] = {}
+    on_bad: OnBad = "raise"
+    vocab_size: int = Field(4096, ge=BYTES)  # tokens of the tokenizer that is trained on a text of one's own
+    documents: int = Field(40000, ge=1)  # at most so many; in the sandbox of up to five worked examples each
 
 
 class SFTStage(TrainingStage, SFTConfig):
     """01_sft: from base model to SFT model."""
 
     model: str = "sandbox"  # the base: a path, a hub id, or the sandbox's own
-    demonstrations: str = "sandbox"  # a file or hub id with columns prompt and completion
+    demonstrations: str = "sandbox"  # a file or hub id with columns prompt and completion, or chosen and rejected
     columns: dict[str, str] = {}  # our column name -> theirs
     on_bad: OnBad = "raise"  # rows that cannot be used, or held-out ones that were learned from: raise | drop
     n_demonstrations: int = Field(1000, ge=1)
-    prompts: str = "sandbox"  # held-out prompts to answer before and after
+    prompts: str = "sandbox"  # held-out prompts to answer before and after; "split" = some of the demonstrations'
     max_new_tokens: int = Field(40, ge=1)
     lora: Lora = None  # {} = the whole model; {rank: 8} = an adapter
 
@@ -87,6 +92,7 @@ class PPOStage(TrainingStage, PPOConfig):
     prompts: str = "sandbox"
     columns: dict[str, str] = {}
     on_bad: OnBad = "raise"
+    max_length: int = Field(0, ge=0)  # tokens of prompt and reply; a longer prompt is bad; 0 = the model's context
     eval_every: int = Field(10, ge=1)  # updates between measurements on the held-out prompts
     save_every: int = Field(10, ge=0)  # updates between checkpoints to resume from
     lora: Lora = None  # policy and critic as adapters on one base, with the reference and perhaps the reward model

@@ -31,7 +31,8 @@ class Finished:
     def __init__(self, ground: Ground, run: Run):
         self.cfg, self.run = ground.cfg, run
         self.models = fingerprint(ground.sft_path) + "-" + fingerprint(ground.reward_name)
-        self.lines = FinishedLines(self.cfg.results, run)
+        self.lines = FinishedLines(self.cfg.results, run, "algorithms")
+        self.lines.settle([self._key(method) for method in self.cfg.methods])
         self.logged: set[str] = set()
 
     def find(self, method: str) -> Outcome | None:
@@ -101,10 +102,11 @@ def recorded(file: str | Path = "") -> Recorded | None:
     The last line says which settings are shown; a method that was run with several is shown with its last.
     """
     path = user_path(file) if file else RECORDED
-    lines = read_jsonl(path)
+    lines = read_jsonl(path, ("method", "seed", "common", "own", "models", "curve"))
     if not lines:
         return None
-    kept = [line for line in lines if line["common"] == lines[-1]["common"]]
+    code = lines[-1].get("code")
+    kept = [line for line in lines if line["common"] == lines[-1]["common"] and line.get("code", code) == code]
     own = {line["method"]: line["own"] for line in kept}
     last = {
         (line["method"], f"seed {line['seed']}, models {line['models']}"): Outcome(line["curve"])

@@ -5,16 +5,16 @@ reward_model and ppo), tokenizer, world (None without a sandbox), and the prompt
 """
 
 import copy
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
 from rlhf_lab import models
 from rlhf_lab.models import Scorer
-from rlhf_lab.rewards import EnsembleReward, ModelReward
+from rlhf_lab.rewards import EnsembleReward, ModelReward, Reward
 from rlhf_lab.training import reward_model as rm
-from rlhf_lab.training.ppo import ppo_start, ppo_updates
+from rlhf_lab.training.ppo import PPOState, PPOUpdate, ppo_start, ppo_updates
 from rlhf_lab.training.rollouts import sample_replies
 from rlhf_lab.workbench.evaluation import Measure
 from rlhf_lab.workbench.runs import Run
@@ -37,10 +37,21 @@ def train_scorer(settings: rm.RewardModelConfig, path: str, tokenizer, rankings,
     return scorer.eval()
 
 
-def optimise(name: str, policy, scorers: Sequence[Scorer], ground, run: Run, *, every: int = 0) -> Measure:
+def optimise(
+    name: str,
+    policy,
+    scorers: Sequence[Scorer],
+    ground,
+    run: Run,
+    *,
+    every: int = 0,
+    pay: Callable[[Reward], Reward] = lambda reward: reward,
+    updates: Callable[[PPOState], Iterator[PPOUpdate]] = ppo_updates,
+) -> Measure:
     """PPO from an SFT model, which it changes, against the mean of reward models -> measured before and after.
 
-    every: measured after so many updates too.
+    every: measured after so many updates too. pay: makes of that mean what the policy is paid by; it is measured by the
+    mean itself. updates: PPO's loop.
 
     Each reward model is brought to unit scale on that SFT model's replies, and the critic starts as the first.
     """
@@ -50,21 +61,29 @@ def optimise(name: str, policy, scorers: Sequence[Scorer], ground, run: Run, *, 
     settings = cfg.ppo.model_copy(
         update={"seed": cfg.seed, "precision": cfg.precision, "max_new_tokens": cfg.max_new_tokens}
     )
+    normalise(scorers, policy, ground)
+    critic, reward = copy.deepcopy(scorers[0]).requires_grad_(True), ensemble(scorers, tokenizer)
+    state = ppo_start(
+        settings, policy=policy, critic=critic, reward=pay(reward), tokenizer=tokenizer, prompts=ground.train
+    )
+    held_out = Dataset.from_dict({"prompt": ground.held_out})
+    measure = Measure(settings, tokenizer, held_out, reward, ground.world, baseline=state.reference)
+    for update in updates(state):
+        run.progress(update.number, settings.updates, f"{name}: PPO")
+        if update.number == settings.updates or (every and update.number % every == 0):
+            measure(policy, update.number)
+    return measure
+
+
+def normalise(scorers: Sequence[Scorer], policy, ground) -> None:
+    """Bring each reward model to mean 0 and deviation 1 on an SFT model's replies to some of PPO's prompts."""
+    cfg, tokenizer = ground.cfg, ground.tokenizer
     prompts = ground.train[: cfg.eval_prompts]
     replies, finished = sample_replies(
         policy, tokenizer, prompts, max_new_tokens=cfg.max_new_tokens, seed=cfg.seed + 600
     )
     for scorer in scorers:
         rm.normalise_to_reference(scorer, tokenizer, prompts, replies, finished=finished)
-    critic, reward = copy.deepcopy(scorers[0]), ensemble(scorers, tokenizer)
-    state = ppo_start(settings, policy=policy, critic=critic, reward=reward, tokenizer=tokenizer, prompts=ground.train)
-    held_out = Dataset.from_dict({"prompt": ground.held_out})
-    measure = Measure(settings, tokenizer, held_out, reward, ground.world, baseline=state.reference)
-    for update in ppo_updates(state):
-        run.progress(update.number, settings.updates, f"{name}: PPO")
-        if update.number == settings.updates or (every and update.number % every == 0):
-            measure(policy, update.number)
-    return measure
 
 
 def ensemble(scorers: Sequence[Scorer], tokenizer) -> EnsembleReward:

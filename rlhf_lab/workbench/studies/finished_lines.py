@@ -4,38 +4,71 @@ import hashlib
 import json
 import os
 import platform
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from rlhf_lab.workbench.records import read_jsonl
 from rlhf_lab.workbench.run_directory import git_state
 from rlhf_lab.workbench.runs import Run
+from rlhf_lab.workbench.studies.code_of import code_of
 from rlhf_lab.workbench.writing import append_line, make_folder, user_path
+
+NEEDED = ("unit", "seed", "common", "own", "figures")
+"""What every line of a study's units has."""
 
 
 class FinishedLines:
     """A file that only grows; a line's key names the unit, the seed, the settings and the models.
 
-    Lines of another key are left where they are. file: "" = one of the run's own, so that a cell that was interrupted
-    goes on where it stopped. What is found is to be logged again, whole, so the run forgets what it has logged.
+    Lines of another key are left where they are, and so are lines of other code: a digest says which code made a line.
+    One without a digest is older than these, and counts as of any code. study: whose code is meant, see `code_of`.
+    file: "" = one of the run's own, so that a cell that was interrupted goes on where it stopped. What is found is to
+    be logged again, whole, so the run forgets what it has logged.
     """
 
-    def __init__(self, file: str, run: Run):
+    def __init__(self, file: str, run: Run, study: str = ""):
         self.file = user_path(file) if file else run.file("finished.jsonl")
+        self.code = self.taken = code_of(study)
         run.rewind(-1)
+
+    def settle(self, keys: Sequence[Mapping[str, Any]]) -> None:
+        """Take the lines of other code, if there is one that has finished all of these: nothing is mixed then."""
+        lines = self._read()
+        codes = [self.code, *reversed([line["code"] for line in lines if "code" in line])]
+        whole = (code for code in codes if all(self._last(lines, key, code) for key in keys))
+        self.taken = next(whole, self.code) if keys else self.code
+        if self.taken != self.code:
+            commit = self._last(lines, keys[-1], self.taken).get("commit", "unknown")
+            print(f"{self.file}: all is finished, by other code (commit {commit:.7}); for this code name another file")
 
     def find(self, name: str, key: Mapping[str, Any]) -> dict[str, Any] | None:
         """The last line of this key, which is told, or None. Errors: `LabError` naming a broken line."""
         line = self.last(key)
         if line is not None:
             print(f"{name}: finished before, read from {self.file}")
+        elif other := self._last(self._read(), key, None):
+            commit = other.get("commit", "unknown")
+            print(
+                f"{name}: finished before by other code (commit {commit:.7}), whose line is left apart in {self.file}"
+            )
         return line
 
     def last(self, key: Mapping[str, Any]) -> dict[str, Any] | None:
         """The last line of this key, or None. Errors: `LabError` naming a broken line."""
-        lines = reversed(read_jsonl(self.file))
-        return next((line for line in lines if all(line.get(part) == value for part, value in key.items())), None)
+        return self._last(self._read(), key, self.taken)
+
+    def _read(self) -> list[dict[str, Any]]:
+        return read_jsonl(self.file)
+
+    @staticmethod
+    def _last(lines: list[dict[str, Any]], key: Mapping[str, Any], code: str | None) -> dict[str, Any] | None:
+        """The last line of this key and code. code: None = of any."""
+        for line in reversed(lines):
+            same_code = code is None or line.get("code", code) == code
+            if same_code and all(line.get(part) == value for part, value in key.items()):
+                return line
+        return None
 
     def add(self, key: Mapping[str, Any], contents: Mapping[str, Any]) -> None:
         """Append a line: the key, the commit, command and hardware that made it, and its contents."""
@@ -46,7 +79,7 @@ class FinishedLines:
             "hardware": f"{platform.machine()}, {os.cpu_count()} cores",
         }
         make_folder(self.file.parent)
-        append_line(self.file, {**key, **made, **contents})
+        append_line(self.file, {**key, "code": self.code, **made, **contents})
 
 
 def fingerprint(name: str) -> str:

@@ -1,8 +1,9 @@
 """What the units of a study share: a world with a gold reward, the SFT model, and comparisons of its replies."""
 
+import copy
 from collections.abc import Mapping
 from functools import cached_property
-from typing import Any
+from typing import Any, Self
 
 from rlhf_lab import models
 from rlhf_lab.errors import LabError
@@ -12,6 +13,7 @@ from rlhf_lab.training.best_of_n import Pool, sample_pool
 from rlhf_lab.training.comparisons import sample_rankings
 from rlhf_lab.workbench import artefacts
 from rlhf_lab.workbench.runs import Run
+from rlhf_lab.workbench.stages import STAGES
 from rlhf_lab.workbench.stages.study import StudyStage
 from rlhf_lab.workbench.studies.finished_lines import fingerprint, short_hash
 from rlhf_lab.workbench.studies.units import FinishedUnits
@@ -25,15 +27,23 @@ class Ground:
     n_train: prompts to learn from. Errors: `LabError` without a world: nothing else has a known gold reward.
     """
 
-    def __init__(self, cfg: StudyStage, n_train: int, *, world: str = ""):
-        name = world or cfg.sandbox
-        if not name:
+    def __init__(self, cfg: StudyStage, n_train: int):
+        if not cfg.sandbox:
             raise LabError("study: 'sandbox' is empty, but only an embedded world has a known gold reward")
         self.cfg, self.n_train = cfg, n_train
-        self.world = World.load(name)
-        self.sft_path = artefacts.checkpoint(cfg.policy, "sft", cfg.model_copy(update={"sandbox": name}))
+        self.world = World.load(cfg.sandbox)
+        self.sft_path = artefacts.checkpoint(cfg.policy, "sft", cfg)
         self.models = fingerprint(self.sft_path)
         self.tokenizer = models.load_tokenizer(self.sft_path)
+
+    def in_world(self, name: str) -> Self:
+        """The same ground under another gold reward: worlds differ in nothing else, so that the SFT model is the same.
+
+        Errors: `LabError` naming the worlds there are.
+        """
+        other = copy.copy(self)
+        other.world = World.load(name)
+        return other
 
     @cached_property
     def sft(self):
@@ -66,10 +76,15 @@ class Ground:
         rows = sample_rankings(self.sft, self.tokenizer, prompts[: n * 5 // 4 + 4], labeler.rank, **sampling)
         return rows[:n]
 
-    def pool(self, size: int) -> Pool:
-        """`size` replies of the SFT model to each held-out prompt."""
+    def relabelled(self, rows: list[dict[str, Any]], **changes: Any) -> list[dict[str, Any]]:
+        """The same replies, ranked by the labeler with some of its settings changed."""
+        labeler = self.labeler(**changes)
+        return [row | {"ranks": labeler.rank(row["prompt"], row["completions"])} for row in rows]
+
+    def pool(self, size: int, *, prompts: int | None = None) -> Pool:
+        """`size` replies of the SFT model to each held-out prompt, or to the first so many of them."""
         sampling = {"size": size, "max_new_tokens": self.cfg.max_new_tokens, "seed": self.cfg.seed + 3}
-        return sample_pool(self.sft, self.tokenizer, self.held_out, **sampling)
+        return sample_pool(self.sft, self.tokenizer, self.held_out[:prompts], **sampling)
 
 
 class Finished(FinishedUnits):
@@ -84,4 +99,5 @@ class Finished(FinishedUnits):
             values = cfg.model_dump(mode="json", exclude=_NO_MATTER | lists) | {"policy": ""}
             return short_hash(values), short_hash(own[unit])
 
-        super().__init__(ground.cfg, run, ground.models, hashes)
+        study = next((stem[3:] for stem, model in STAGES.items() if model is type(ground.cfg)), "")
+        super().__init__(ground.cfg, run, ground.models, hashes, study=study, units=own)

@@ -15,17 +15,9 @@ from rlhf_lab.workbench.runs import Run
 from rlhf_lab.workbench.session import headless
 from rlhf_lab.workbench.stages import Arm
 from rlhf_lab.workbench.stages.human_feedback import FEWEST
-from rlhf_lab.workbench.studies.human_feedback import (
-    Ground,
-    Learned,
-    candidates,
-    chosen,
-    doubts,
-    learn,
-    round_figures,
-    training_rows,
-)
+from rlhf_lab.workbench.studies.human_feedback import Ground, round_figures, training_rows
 from rlhf_lab.workbench.studies.human_feedback_results import Finished
+from rlhf_lab.workbench.studies.rounds import Learned, candidates, chosen, doubts, learn
 from rlhf_lab.workbench.studies.units import Figures
 
 ROBOT = "robot"  # the simulated labeler

@@ -15,7 +15,7 @@ from rlhf_lab.workbench.artefacts import HOUSE
 from rlhf_lab.workbench.records import read_jsonl
 from rlhf_lab.workbench.runs import Run
 from rlhf_lab.workbench.stages import Arm, HumanFeedbackStage
-from rlhf_lab.workbench.studies.finished_lines import short_hash
+from rlhf_lab.workbench.studies.finished_lines import NEEDED, short_hash
 from rlhf_lab.workbench.studies.human_feedback import Ground
 from rlhf_lab.workbench.studies.units import (
     Figures,
@@ -70,7 +70,7 @@ def settings_hashes(cfg: HumanFeedbackStage, unit: str) -> tuple[str, str]:
 def recorded(file: str | Path = "") -> Recorded | None:
     """The robot's rounds in a file, "" = the committed one, with the settings of its last line; None without any."""
     path = user_path(file) if file else RECORDED
-    lines = [line for line in read_jsonl(path) if line["unit"].split("/")[0] in ARMS]
+    lines = [line for line in read_jsonl(path, NEEDED) if line["unit"].split("/")[0] in ARMS]
     return latest(lines) if lines else None
 
 

@@ -1,121 +1,152 @@
-"""10_overoptimisation: proxy and gold of the best of n, for reward models of several sizes of data."""
+"""10_overoptimisation: best-of-n and PPO against reward models of several sizes of data, in several worlds.
 
+A unit is one way of optimising against one reward model in one world, such as default/bon_125 and default/ppo_125.
+"""
+
+import math
 from collections.abc import Sequence
-from typing import NamedTuple
+from functools import cache, cached_property
+from typing import Any
 
 import numpy as np
-import pandas as pd
 import torch
-from matplotlib.figure import Figure
 
-from rlhf_lab.errors import LabError
-from rlhf_lab.maths import best_of_n_curve, best_of_n_kl
-from rlhf_lab.sandbox.world import World
-from rlhf_lab.workbench.artefacts import HOUSE
-from rlhf_lab.workbench.reference import summarise
-from rlhf_lab.workbench.style import BLUE, GREEN, GREY, ORANGE, PALETTE, WIDTH, empty_figure, styled
+from rlhf_lab import models
+from rlhf_lab.maths import best_of_n_curve, best_of_n_kl, tied_best_of_n_kl
+from rlhf_lab.models import Scorer
+from rlhf_lab.rewards import ModelReward
+from rlhf_lab.training import reward_model as rm
+from rlhf_lab.training.best_of_n import Pool, score_pool
+from rlhf_lab.workbench.runs import Run
+from rlhf_lab.workbench.stages import OverOptimisationStage
+from rlhf_lab.workbench.studies import chain, ground
+from rlhf_lab.workbench.studies.ground import Ground
+from rlhf_lab.workbench.studies.units import Figures
 
-
-class Curve(NamedTuple):
-    """Best of n under one ranker. Gains over a single sample, in standard deviations over the pool."""
-
-    ranker: str | int  # the number of comparisons it learned from, or a name
-    ns: list[int]
-    proxy: np.ndarray  # (prompts, n's) of the ranker's score
-    gold: np.ndarray  # (prompts, n's)
-
-    @property
-    def gain(self) -> np.ndarray:
-        """(n's,) mean gold over all prompts, less that of one sample."""
-        return self.gold.mean(0) - self.gold.mean(0)[0]
+LISTS = {"comparisons", "best_of_n", "ppo_against", "ppo", "measure_every"}
 
 
-def world_of(cfg) -> World:
-    """The world of the study. Errors: `LabError` without one, for nothing else has a known gold reward."""
-    if not cfg.sandbox:
-        raise LabError("overoptimisation: 'sandbox' is empty, but only an embedded world has a known gold reward")
-    return World.load(cfg.sandbox)
+def unit_names(cfg: OverOptimisationStage) -> list[str]:
+    """The units of these settings, world by world, best-of-n first."""
+    worlds = dict.fromkeys([*cfg.best_of_n, *cfg.ppo_against])
+    each = {"bon": cfg.best_of_n, "ppo": cfg.ppo_against}
+    return [f"{world}/{way}_{size}" for world in worlds for way in each for size in each[way].get(world, ())]
 
 
-def curve(ranker: str | int, scores: torch.Tensor, gold: torch.Tensor, *, seed: int) -> Curve:
-    """(B, N) scores and gold -> the curve for n = 1, 2, 4, ... up to N. Equal scores are ordered by a seeded coin."""
-    size = scores.shape[1]
-    ns = [2**power for power in range(size.bit_length()) if 2**power <= size]
-    coin = torch.rand(scores.shape, generator=torch.Generator().manual_seed(seed))
+def parts(unit: str) -> tuple[str, str, int]:
+    """World, way (bon or ppo) and comparisons of a unit, by its name."""
+    world, _, rest = unit.partition("/")
+    way, _, size = rest.partition("_")
+    return world, way, int(size)
+
+
+class Finished(ground.Finished):
+    """The finished units of these settings, SFT model and seed."""
+
+    def __init__(self, common: Ground, run: Run):
+        cfg = common.cfg
+        own: dict[str, dict[str, Any]] = {}
+        for unit in unit_names(cfg):
+            _, way, size = parts(unit)
+            own[unit] = {"epochs": cfg.comparisons[size]}
+            own[unit] |= cfg.model_dump(mode="json", include={"ppo", "measure_every"}) if way == "ppo" else {}
+        super().__init__(common, run, own, lists=LISTS)
+
+
+class Proxies:
+    """What the units of a seed share: a pool of the SFT model's replies, and the reward models. Made when asked for."""
+
+    def __init__(self, common: Ground, run: Run):
+        self.ground, self.run, self.cfg = common, run, common.cfg
+        self.world = cache(common.in_world)
+        self.comparisons = cache(self._comparisons)
+        self.scorer = cache(self._scorer)
+
+    @cached_property
+    def pool(self) -> Pool:
+        """Many replies to each held-out prompt. All worlds have the same: they differ in gold alone."""
+        return self.ground.pool(self.cfg.pool_size)
+
+    def _comparisons(self, world: str, split: str, n: int) -> list[dict[str, Any]]:
+        here = self.world(world)
+        return here.comparisons(here.labeler(), split=split, n=n)
+
+    def _scorer(self, world: str, size: int) -> Scorer:
+        """The reward model of that many comparisons, its scores in standard deviations over the SFT model's replies.
+
+        The smaller sets are the beginning of the larger ones.
+        """
+        cfg, common = self.cfg, self.ground
+        rows = self.comparisons(world, "train", max(cfg.comparisons))[:size]
+        own = {"epochs": cfg.comparisons[size], "seed": cfg.seed, "precision": cfg.precision}
+        torch.manual_seed(cfg.seed)  # of the new head, whatever was made before it
+        what = f"{world}, reward model of {size} comparisons"
+        settings = cfg.reward_model.model_copy(update=own)
+        scorer = chain.train_scorer(settings, common.sft_path, common.tokenizer, rows, self.run, what)
+        chain.normalise([scorer], common.sft, common)
+        return scorer
+
+
+def unit(name: str, proxies: Proxies) -> Figures:
+    """Optimise against one reward model, by best-of-n or by PPO: score, gold and KL at every place, and the peak."""
+    world, way, size = parts(name)
+    return _best_of_n(proxies, world, size) if way == "bon" else _ppo(name, proxies, world, size)
+
+
+def _best_of_n(proxies: Proxies, world: str, size: int) -> Figures:
+    cfg, common, pool = proxies.cfg, proxies.ground, proxies.pool
+    scorer = proxies.scorer(world, size)
+    held_out = proxies.comparisons(world, "heldout", cfg.n_heldout)
+    ns = [2**power for power in range(cfg.pool_size.bit_length())]
+    proxies.run.progress(0, 1, f"{world}, best of n against {size} comparisons")
+    scores = score_pool(ModelReward(scorer, common.tokenizer, common.tokenizer), pool)
+    gold = score_pool(proxies.world(world).world.gold, pool)
+    coin = torch.rand(scores.shape, generator=torch.Generator().manual_seed(cfg.seed))
     found = best_of_n_curve(scores, gold, ns, tie_breaker=coin)
-    return Curve(ranker, ns, (found.score / scores.std()).numpy(), found.value.numpy())
+    counted = tied_best_of_n_kl(scores, ns).mean(0)
+    figures = {
+        "accuracy": rm.evaluate_reward_model(scorer, common.tokenizer, held_out).accuracy,
+        "duplicates": pool.duplicates,
+    }
+    figures |= curve_figures(ns, [best_of_n_kl(n) for n in ns], found.score.mean(0), found.value)
+    return figures | {f"tied_kl_at_{n}": kl for n, kl in zip(ns, counted.tolist(), strict=True)}
 
 
-@styled
-def figure(curves: Sequence[Curve]) -> Figure:
-    """Score (left) and gold (right) against the square root of the KL bound, one line for each reward model."""
-    fig, axes = empty_figure(1, 2, height=3.4)
-    colors = dict(zip([c.ranker for c in curves], [GREY, ORANGE, BLUE, *PALETTE[2:]], strict=False))
-    for c in curves:
-        kl = np.sqrt([best_of_n_kl(n) for n in c.ns])
-        label = f"{c.ranker} comparisons" if isinstance(c.ranker, int) else c.ranker
-        axes[0, 0].plot(kl, c.proxy.mean(0) - c.proxy.mean(0)[0], color=colors[c.ranker], label=label)
-        axes[0, 1].plot(kl, c.gain, color=colors[c.ranker], label=label)
-        if isinstance(c.ranker, int):
-            peak = int(c.gain.argmax())
-            axes[0, 1].plot(kl[peak], c.gain[peak], "o", color=colors[c.ranker], markersize=5)
-    for ax, what in zip(axes[0], ("score", "gold"), strict=True):
-        ax.set(xlabel="square root of the KL bound (nats)", ylabel=f"gain in {what} (sd)")
-        ax.axhline(0, color=GREY, linewidth=0.6)
-    axes[0, 1].legend(loc="best")
-    return fig
+def _ppo(name: str, proxies: Proxies, world: str, size: int) -> Figures:
+    cfg, here = proxies.cfg, proxies.world(world)
+    policy = models.load_policy(here.sft_path)
+    measure = chain.optimise(name, policy, [proxies.scorer(world, size)], here, proxies.run, every=cfg.measure_every)
+    points = measure.points
+    gold = torch.tensor(np.array([point.answers["gold"] for point in points.values()]).T)
+    kl, score = [point.kl for point in points.values()], [point.proxy for point in points.values()]
+    last = measure.last.answers
+    figures = {"eos_rate": float(last["finished"].mean()), "words": float(last["words"].mean())}
+    return figures | curve_figures(list(points), kl, torch.tensor(score), gold)
 
 
-@styled
-def recorded_figure(*worlds: str) -> Figure:
-    """Gold over the recorded seeds, mean and 95% interval, a panel for each world: experiments/reference holds them.
+def curve_figures(places: Sequence[int], kl: Sequence[float], score: torch.Tensor, gold: torch.Tensor) -> Figures:
+    """A curve as figures: gains over its first place, and where gold peaks.
 
-    Errors: `LabError` where nothing is recorded.
+    The first half of the prompts chooses the peak, the second half measures the gain there and the fall from it to the
+    last place: the highest of several noisy numbers is too high.
+
+    places: n, or updates. kl: nats per reply at each. score: (places,) means. gold: (prompts, places).
     """
-    fig, axes = empty_figure(1, len(worlds), height=3.2, width=WIDTH if len(worlds) > 1 else WIDTH / 2)
-    for ax, world in zip(axes[0], worlds, strict=True):
-        table = summarise(HOUSE / "experiments/reference" / f"overoptimisation-{world}.jsonl").loc["overoptimisation"]
-        for size, color in zip((60, 250, 1000), (ORANGE, BLUE, GREEN), strict=True):
-            ns = [2**power for power in range(20) if f"gold_{size}_at_{2**power}" in table.index]
-            rows, kl = table.loc[[f"gold_{size}_at_{n}" for n in ns]], np.sqrt([best_of_n_kl(n) for n in ns])
-            ax.plot(kl, rows["mean"], color=color, label=f"{size:,} comparisons")
-            ax.fill_between(kl, rows["low"], rows["high"], color=color, alpha=0.15, linewidth=0)
-        ax.axhline(0, color=GREY, linewidth=0.6)
-        seeds = int(table["seeds"].max())
-        ax.set(title=f"{world.replace('_', '-')} world, {seeds} seeds", xlabel="square root of the KL bound (nats)")
-    axes[0, 0].set_ylabel("gain in gold (sd)")
-    axes[0, 0].legend(loc="best")
-    return fig
-
-
-class Report(NamedTuple):
-    """What the study shows and records."""
-
-    table: pd.DataFrame
-    results: dict[str, float]
-
-
-def report(curves: Sequence[Curve], accuracy: dict[int, float]) -> Report:
-    """Accuracy, gold at its peak and at the largest n, and the fall between them, for each size of data.
-
-    The first half of the prompts chooses the peak, the second half measures the fall: final less peak, in sd of gold.
-    """
-    rows, results = [], {}
-    for c in curves:
-        if not isinstance(c.ranker, int):
-            continue
-        half = len(c.gold) // 2
-        peak = int(c.gold[:half].mean(0).argmax())
-        unseen = c.gold[half:].mean(0)
-        row = {
-            "accuracy": accuracy[c.ranker],
-            "peak n": c.ns[peak],
-            "peak gain": float(unseen[peak] - unseen[0]),
-            "final gain": float(c.gain[-1]),
-            "final less peak": float(unseen[-1] - unseen[peak]),
-            "smallest rise of the score": float(np.diff(c.proxy.mean(0)).min()),
-        }
-        rows.append({"comparisons": c.ranker, **row})
-        results |= {f"{name.replace(' ', '_')}_{c.ranker}": value for name, value in row.items()}
-        results |= {f"gold_{c.ranker}_at_{n}": float(gain) for n, gain in zip(c.ns, c.gain, strict=True)}
-    return Report(pd.DataFrame(rows).set_index("comparisons").round(3), results)
+    gain, half = gold - gold[:, :1], len(gold) // 2
+    peak = int(gain[:half].mean(0).argmax())
+    unseen = gain[half:].mean(0)
+    figures = {
+        "peak_at": float(places[peak]),
+        "peak_distance": math.sqrt(max(kl[peak], 0.0)),
+        "peak_gain": unseen[peak].item(),
+        "final_less_peak": (unseen[-1] - unseen[peak]).item(),
+        "final_gain": gain.mean(0)[-1].item(),
+        "final_score": (score[-1] - score[0]).item(),
+        "final_kl": float(kl[-1]),
+    }
+    columns = {"kl": kl, "score": (score - score[0]).tolist(), "gold": gain.mean(0).tolist()}
+    return figures | {
+        f"{name}_at_{place}": value
+        for name, values in columns.items()
+        for place, value in zip(places, values, strict=True)
+    }

@@ -13,7 +13,7 @@ from rlhf_lab.workbench.artefacts import HOUSE
 from rlhf_lab.workbench.records import read_jsonl
 from rlhf_lab.workbench.runs import Run
 from rlhf_lab.workbench.stages import SyntheticFeedbackStage
-from rlhf_lab.workbench.studies.finished_lines import fingerprint, short_hash
+from rlhf_lab.workbench.studies.finished_lines import NEEDED, fingerprint, short_hash
 from rlhf_lab.workbench.studies.synthetic_feedback import CONDITIONS, FILTERS, Ground
 from rlhf_lab.workbench.studies.units import (
     Figures,
@@ -62,7 +62,7 @@ def recorded(part: str, file: str | Path = "") -> Recorded | None:
     with several is shown with its last.
     """
     path = user_path(file) if file else HOUSE / "experiments" / "reference" / f"synthetic-feedback-{part}.jsonl"
-    lines = [line for line in read_jsonl(path) if (line["unit"] in CONDITIONS) == (part == "judges")]
+    lines = [line for line in read_jsonl(path, NEEDED) if (line["unit"] in CONDITIONS) == (part == "judges")]
     if not lines:
         return None
     found = latest(lines)

@@ -3,15 +3,16 @@
 A unit is what takes a while, such as one chain or one round. It comes to figures by name.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 
+from rlhf_lab.errors import LabError
 from rlhf_lab.workbench.intervals import mean_interval
 from rlhf_lab.workbench.runs import Run
 from rlhf_lab.workbench.studies.algorithm_results import bonferroni
-from rlhf_lab.workbench.studies.finished_lines import FinishedLines
+from rlhf_lab.workbench.studies.finished_lines import NEEDED, FinishedLines
 
 Figures = dict[str, float]
 Units = dict[str, dict[int, Figures]]
@@ -22,12 +23,23 @@ class FinishedUnits:
     """The finished units of these settings, models and seed, in `cfg.results` or a file of the run's own.
 
     models: a fingerprint of what the study starts from. hashes: (cfg, unit) -> two short hashes, of the settings that
-    all units share and of the unit's own.
+    all units share and of the unit's own. study: its name in each line, by which `rlhf-lab summarise` finds its tables.
+    units: all there are; where other code has finished every one, its lines are taken.
     """
 
-    def __init__(self, cfg: Any, run: Run, models: str, hashes: Callable[[Any, str], tuple[str, str]]):
-        self.cfg, self.run, self.models, self.hashes = cfg, run, models, hashes
-        self.lines = FinishedLines(cfg.results, run)
+    def __init__(
+        self,
+        cfg: Any,
+        run: Run,
+        models: str,
+        hashes: Callable[[Any, str], tuple[str, str]],
+        *,
+        study: str = "",
+        units: Collection[str] = (),
+    ):
+        self.cfg, self.run, self.models, self.hashes, self.study = cfg, run, models, hashes, study
+        self.lines = FinishedLines(cfg.results, run, type(cfg).__module__.rpartition(".")[2])
+        self.lines.settle([self._key(unit) for unit in units])
         self.units: Units = {}
 
     def find(self, unit: str) -> Figures | None:
@@ -41,7 +53,8 @@ class FinishedUnits:
 
     def add(self, unit: str, figures: Figures) -> Figures:
         """Append a finished unit to the file, and give its figures back."""
-        self.lines.add(self._key(unit), {"figures": figures})
+        told = {"study": self.study} if self.study else {}
+        self.lines.add(self._key(unit), {**told, "figures": figures})
         return self._keep(unit, figures)
 
     def _keep(self, unit: str, figures: Figures) -> Figures:
@@ -64,8 +77,15 @@ class Recorded(NamedTuple):
 
 
 def latest(lines: Sequence[Mapping[str, Any]]) -> Recorded:
-    """Of a file's lines those of the settings of the last; a unit that was run with several is there with its last."""
-    kept = [line for line in lines if line["common"] == lines[-1]["common"]]
+    """Of a file's lines those of the settings and code of the last; of a unit run with several the last one's.
+
+    Errors: `LabError` for a line that lacks something.
+    """
+    for number, line in enumerate(lines, 1):
+        if missing := [name for name in NEEDED if name not in line]:
+            raise LabError(f"results, line {number} of this study: it has no '{missing[0]}'; mend or delete it")
+    code = lines[-1].get("code")
+    kept = [line for line in lines if line["common"] == lines[-1]["common"] and line.get("code", code) == code]
     own = {line["unit"]: line["own"] for line in kept}
     last = {(line["unit"], line["seed"]): line["figures"] for line in kept if line["own"] == own[line["unit"]]}
     units: Units = {}
@@ -87,17 +107,22 @@ def mean_text(found: dict[int, Figures], name: str, digits: int = 2) -> str:
 
 def less_text(units: Units, unit: str, other: str, name: str, comparisons: int) -> str:
     """A figure of one unit less that of another, seed by seed, with an interval at level 1 - 0.05 / comparisons."""
-    gaps = gaps_of(units, unit, other, name)
+    return gaps_text(gaps_of(units, unit, other, name), comparisons)
+
+
+def gaps_text(gaps: Sequence[float], comparisons: int, digits: int = 2) -> str:
+    """The mean of differences, one for each seed, with an interval at level 1 - 0.05 / comparisons; "" without any."""
     if len(gaps) < 2:
-        return f"{gaps[0]:.2f}" if gaps else ""
+        return f"{gaps[0]:.{digits}f}" if gaps else ""
     low, high = bonferroni(gaps, comparisons)
-    return f"{np.mean(gaps):.2f} [{low:.2f}, {high:.2f}]"
+    return f"{np.mean(gaps):.{digits}f} [{low:.{digits}f}, {high:.{digits}f}]"
 
 
 def gaps_of(units: Units, unit: str, other: str, name: str) -> list[float]:
-    """A figure of one unit less that of another, for every seed that both were run with."""
+    """A figure of one unit less that of another, for every seed in which both have it."""
     ours, theirs = units.get(unit, {}), units.get(other, {})
-    return [ours[seed][name] - theirs[seed][name] for seed in ours if seed in theirs]
+    both = [seed for seed in ours if name in ours[seed] and name in theirs.get(seed, {})]
+    return [ours[seed][name] - theirs[seed][name] for seed in both]
 
 
 def draw_means(ax, x: Sequence[float], rows: np.ndarray, color: str, label: str, **style: Any) -> None:

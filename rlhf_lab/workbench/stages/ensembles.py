@@ -1,0 +1,43 @@
+"""The parameters of 13_ensembles."""
+
+from typing import Literal, Self, get_args
+
+from pydantic import Field, model_validator
+
+from rlhf_lab.training.ppo import PPOConfig
+from rlhf_lab.training.reward_model import RewardModelConfig
+from rlhf_lab.workbench.stages.base import refuse_shared
+from rlhf_lab.workbench.stages.study import StudyStage
+
+Combination = Literal["single", "mean", "worst", "uncertainty"]
+
+
+class EnsemblesStage(StudyStage):
+    """13_ensembles: several reward models as one against a single one, from clean labels and from noisy ones."""
+
+    comparisons: int = Field(120, ge=1)  # that every reward model learns from
+    members: int = Field(5, ge=2, le=16)  # reward models of an ensemble
+    flips: list[float] = Field([0.0, 0.25], min_length=1)  # share of the labels that are turned round
+    combinations: list[Combination] = Field(list(get_args(Combination)), min_length=1)
+    uncertainty_coef: float = Field(0.5, ge=0)  # of the members' variance, for `uncertainty`
+    pool_prompts: int = Field(64, ge=1)  # held-out prompts of the pool
+    pool_size: int = Field(128, ge=2)  # replies to each of them
+    eval_prompts: int = Field(128, ge=2)  # held-out prompts on which PPO is measured
+    reward_model: RewardModelConfig = RewardModelConfig(epochs=4)
+    ppo: PPOConfig = PPOConfig(updates=20, batch_size=64, kl_coef=0.1)
+    measurements: int = Field(4, ge=1)  # times that PPO is measured while it trains
+
+    @model_validator(mode="after")
+    def _fits(self) -> Self:
+        if len({*self.flips}) < len(self.flips) or len({*self.combinations}) < len(self.combinations):
+            raise ValueError("'flips' and 'combinations' name each value once")
+        if bad := [flip for flip in self.flips if not 0 <= flip <= 1]:
+            raise ValueError(f"flips: {bad[0]} is not from 0 to 1")
+        if self.reward_model.loss != "pairwise":
+            raise ValueError(f"reward_model.loss is '{self.reward_model.loss}', but comparisons are for 'pairwise'")
+        if self.pool_prompts > self.eval_prompts:
+            raise ValueError(f"'pool_prompts' is {self.pool_prompts}, but there are {self.eval_prompts} 'eval_prompts'")
+        if self.measurements > self.ppo.updates:
+            raise ValueError(f"'measurements' is {self.measurements}, but PPO has {self.ppo.updates} updates")
+        refuse_shared(self, ("reward_model", "ppo"), "units")
+        return self

@@ -1,0 +1,216 @@
+"""15_ppo_details: every switch changes something and only that, every mistake is made, differences by scipy."""
+
+from types import SimpleNamespace
+
+import pytest
+import torch
+from scipy import stats
+from tiny import make_config, make_policy, make_scorer, sample, start
+
+from rlhf_lab.errors import LabError
+from rlhf_lab.sandbox.world import World
+from rlhf_lab.training import ppo
+from rlhf_lab.training.ppo import PPOConfig, ppo_updates
+from rlhf_lab.workbench.evaluation import Measure
+from rlhf_lab.workbench.stages import PPODetailsStage
+from rlhf_lab.workbench.stages.ppo_details import DETAILS
+from rlhf_lab.workbench.studies import ppo_details as study
+from rlhf_lab.workbench.studies import ppo_details_results as kept
+from rlhf_lab.workbench.studies.one_reward import OneReward
+
+SMALL = {
+    "policy": World.load().base_model,
+    "comparisons": 12,
+    "eval_prompts": 8,
+    "max_new_tokens": 8,
+    "reward_model": {"epochs": 20},
+    "ppo": {"updates": 2, "batch_size": 8, "minibatches": 1, "epochs": 1, "lr": 1e-3},
+}
+BROKEN = ["again", "critic_zero", "score_raw", "eos_unread", "padded_whitening", "dropout", "reversed"]
+
+
+def ground_of(**changes) -> OneReward:
+    nothing = lambda *told: None
+    return OneReward(PPODetailsStage.parse(SMALL | changes, "test.yaml"), SimpleNamespace(progress=nothing))
+
+
+@pytest.fixture(scope="module")
+def ground() -> OneReward:
+    return ground_of()
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"details": ["no_kl", "no_such"]}, "there is no 'no_such'"),
+        ({"details": ["no_kl", "no_kl"]}, "twice"),
+        ({"ppo": {"precision": "bf16"}}, "ppo.precision"),
+        ({"reward_model": {"loss": "best_of_k"}}, "pairwise"),
+    ],
+)
+def test_settings_that_make_no_sense_are_refused_by_name(settings, message):
+    with pytest.raises(LabError, match=message) as told:
+        PPODetailsStage.parse(settings, "test.yaml")
+    assert "\n" not in str(told.value)
+
+
+@pytest.mark.parametrize("name", [name for name in DETAILS if DETAILS[name].changes])
+def test_a_setting_that_is_switched_is_another_than_the_baselines(name):
+    baseline = PPODetailsStage().ppo
+    changed = PPOConfig(**(baseline.model_dump() | DETAILS[name].changes))
+    differ = {field for field in PPOConfig.model_fields if getattr(changed, field) != getattr(baseline, field)}
+    assert differ == {*DETAILS[name].changes}
+
+
+def test_what_is_no_setting_has_its_own_name_in_the_file():
+    own = study.units_of(PPODetailsStage())
+    assert [name for name in DETAILS if not DETAILS[name].changes] == ["again", *sorted(BROKEN[1:], key=[*own].index)]
+    assert {*BROKEN} == {name for name in DETAILS if not DETAILS[name].changes}
+    assert all(own[name]["detail"] == name for name in BROKEN) and own["baseline"] == {}
+    assert len({str(values) for values in own.values()}) == len(own) == len(DETAILS) + 1
+
+
+# ---- Mistakes
+
+
+def test_dropout_is_on_while_it_trains():
+    config = make_config(updates=1, epochs=1, minibatches=1, advantage="reinforce++")
+    for architecture in ("gpt2", "llama"):
+        state = start(config, policy=make_policy(architecture))
+        study.set_dropout(state.policy, 0.3)
+        assert abs(next(ppo_updates(state)).stats.ratio - 1) > 1e-4, architecture
+    with pytest.raises(LabError, match="no dropout to set"):
+        study.set_dropout(torch.nn.Linear(2, 2), 0.1)
+
+
+def test_padding_is_whitened_and_the_right_way_comes_back():
+    config = make_config(advantage="gae", whiten="rollout")
+    batch = sample(make_policy(), make_scorer(), config)
+    mask = batch.response_mask
+    assert not mask.all(), "some replies are shorter"
+    plain, targets = ppo.estimate_advantages(batch, config.model_copy(update={"whiten": "off"}))
+    assert (plain[~mask] == 0).all()
+    with study.padded_whitening():
+        found, returns = ppo.estimate_advantages(batch, config)
+    by_hand = (plain - plain.mean()) / plain.std()  # over the zeros, too
+    torch.testing.assert_close(found[mask], by_hand[mask])
+    assert (found[~mask] == 0).all() and torch.equal(returns, targets)
+    right, _ = ppo.estimate_advantages(batch, config)
+    assert abs(right[mask].mean()) < 1e-6 < abs(found[mask].mean())
+    with pytest.raises(KeyError), study.padded_whitening():
+        raise KeyError
+    torch.testing.assert_close(ppo.estimate_advantages(batch, config)[0], right)
+
+
+def test_the_eos_is_taken_from_replies_that_ended():
+    told = {}
+    reward = study.without_eos(lambda **given: told.update(given) or [0.0])
+    reward(completion_ids=[[5, 0], [5, 6], [0]], finished=[True, False, True], prompt_ids=[[1]])
+    assert told == {"completion_ids": [[5], [5, 6], [0]], "finished": [False] * 3, "prompt_ids": [[1]]}
+
+
+def accuracy(ground: OneReward, scorer) -> float:
+    reward = ground.reward_of(scorer)
+    right = []
+    for row in ground.rows:
+        first, second = reward(
+            prompts=[row["prompt"]] * 2, completions=row["completions"], finished=[bool(end) for end in row["finished"]]
+        )
+        right.append((first > second) == (row["ranks"][0] < row["ranks"][1]))
+    return sum(right) / len(right)
+
+
+def test_a_reward_model_from_reversed_labels_prefers_the_worse(ground):
+    assert accuracy(ground, ground.scorer) > 0.8
+    assert accuracy(ground, study._scorer("reversed", ground)) < 0.2
+
+
+def test_raw_scores_differ_by_the_zero_and_the_unit_alone(ground):
+    texts = {
+        "prompts": ground.held_out[:5],
+        "completions": ["yes .", "no .", "i do .", "a b", "c"],
+        "finished": [True] * 5,
+    }
+    scaled, raw = (ground.reward_of(s)(**texts) for s in (ground.scorer, study._scorer("score_raw", ground)))
+    assert ground.scorer.gain != 1 and ground.scorer.shift != 0
+    by_hand = [ground.scorer.gain * (score - ground.scorer.shift) for score in raw]
+    assert scaled == pytest.approx(by_hand, abs=1e-4)
+
+
+# ---- Units
+
+
+def test_units_differ_by_what_is_switched_alone(ground, monkeypatch):
+    """One optimizer step an update: the ratio is 1 unless there is dropout. Each unit is measured without it."""
+    rates, measure = [], Measure.__call__
+
+    def watch(self, policy, update):
+        rates.extend(layer.self_attn.attention_dropout for layer in policy.model.layers)
+        return measure(self, policy, update)
+
+    monkeypatch.setattr(Measure, "__call__", watch)
+    found = {name: study.unit(name, ground) for name in ("baseline", "dropout", "critic_zero", "again")}
+    assert found["baseline"]["ratio_off"] < 1e-5 < 1e-4 < found["dropout"]["ratio_off"]
+    assert found["baseline"]["clip_fraction"] == 0 and found["critic_zero"]["ratio_off"] < 1e-5
+    assert len({figures["kl"] for figures in found.values()}) == 4
+    assert len({figures["gold_sft"] for figures in found.values()}) == 1 and {*rates} == {0.0}
+    assert study.unit("baseline", ground) == found["baseline"], "whatever came before it"
+    started = []
+    monkeypatch.setattr(ground, "start", lambda settings, **more: started.append(settings) or 1 / 0)
+    for name in ("no_kl", "again"):
+        with pytest.raises(ZeroDivisionError):
+            study.unit(name, ground)
+    assert [(s.kl_coef, s.seed) for s in started] == [(0.0, 0), (0.05, study.OTHER_SEED)]
+
+
+# ---- Over seeds
+
+
+def made_up(gaps: dict[str, list[float]]) -> kept.Units:
+    base = [0.1, 0.5, 0.3, 0.4]
+    rows = {"baseline": [0.0] * 4} | gaps
+    return {
+        name: {
+            seed: {"gold": base[seed] + gap, "kl": 2.0 + 2 * gap, "eos_rate": 1.0, "score": 0.0, "words": 5.0}
+            for seed, gap in enumerate(values)
+        }
+        for name, values in rows.items()
+    }
+
+
+def test_differences_are_paired_by_seed_and_hold_all_at_once():
+    units = made_up(
+        {"reversed": [-1.0, -1.1, -0.9, -1.0], "no_kl": [0.1, -0.1, 0.2, 0.2], "again": [0.0, 0.1, 0.1, -0.1]}
+    )
+    table = kept.comparison_table(units)
+    assert list(table.index) == ["again", "no_kl", "reversed"]  # as they are told of, not as they were run
+    oracle = stats.ttest_1samp([0.1, -0.1, 0.2, 0.2], 0).confidence_interval(1 - 0.05 / 3)
+    assert table.loc["no_kl", "gold"] == f"0.10 [{oracle.low:.2f}, {oracle.high:.2f}]"
+    assert table.loc["no_kl", "kl"] == f"0.20 [{2 * oracle.low:.2f}, {2 * oracle.high:.2f}]"
+    assert table["gold is"].tolist() == ["", "", "lower"]
+    assert table.loc["no_kl", "lower in"] == "1 of 4" and table.loc["reversed", "lower in"] == "4 of 4"
+    assert list(kept.table(units).index) == ["baseline", "again", "no_kl", "reversed"]
+    assert len(kept.figure(units).axes) == 3
+
+
+def test_one_seed_has_no_interval_and_no_verdict():
+    units = {name: {3: seeds[0]} for name, seeds in made_up({"no_kl": [0.25] * 4}).items()}
+    row = kept.comparison_table(units).loc["no_kl"]
+    assert (row["gold"], row["gold is"]) == ("0.25", "")
+    assert kept.results(units)["gold_gap_no_kl"] == pytest.approx(0.25) and len(kept.figure(units).axes) == 3
+
+
+def test_a_verdict_needs_the_interval_of_all():
+    values = [0.05, 0.2, 0.1, 0.12, 0.18]
+    alone = stats.ttest_1samp(values, 0).confidence_interval(0.95)
+    assert alone.low > 0 and kept.verdict(values, 1) == "higher" and kept.verdict(values, 25) == ""
+
+
+def test_nothing_is_shown_before_the_baseline_is_there(tmp_path):
+    file = tmp_path / "all.jsonl"
+    assert kept.recorded(file) is None and kept.tables(file) == ""
+    file.write_text('{"unit": "no_kl", "seed": 0, "common": "c", "own": "o", "figures": {"gold": 1.0}}\n')
+    assert kept.recorded(file) is None
+    file.write_text("{broken\n" + file.read_text())
+    with pytest.raises(LabError, match="line 1 is broken"):
+        kept.recorded(file)
