@@ -16,7 +16,7 @@ OFFLINE := HF_HUB_OFFLINE=1 HF_DATASETS_OFFLINE=1 HF_HUB_DISABLE_TELEMETRY=1 WAN
 	MPLBACKEND=Agg TOKENIZERS_PARALLELISM=false OMP_WAIT_POLICY=PASSIVE
 
 .DEFAULT_GOAL := help
-.PHONY: help install run lab test test-slow test-all check format docs docs-links doctor clean distclean
+.PHONY: help install run lab test test-slow test-all check format docs docs-links studies doctor clean distclean
 
 help: ## show this list
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | while IFS="$$(printf '\t')" read -r name text; do \
@@ -54,6 +54,9 @@ docs: $(STAMP) ## build the documentation into docs/_build/html; a warning is an
 
 docs-links: $(STAMP) ## ask every link to another site whether it is alive; needs a network
 	$(BIN)/sphinx-build -b linkcheck docs docs/_build/links
+
+studies: $(STAMP) ## record what is missing of the studies over five seeds: hours; two at a time
+	for file in experiments/studies/*.yaml; do $(BIN)/rlhf-lab run $$file -j 2 || exit 1; done
 
 doctor: $(STAMP) ## look for what may be wrong with the installation
 	$(BIN)/rlhf-lab doctor

@@ -20,9 +20,9 @@ from rlhf_lab.training.credit import estimate_advantages, final_scores
 from rlhf_lab.training.interrupts import interrupts_held
 from rlhf_lab.training.ppo_config import PPOConfig
 from rlhf_lab.training.ppo_state import PPOState, PPOUpdate
-from rlhf_lab.training.ppo_step import PPOStats, ppo_step
+from rlhf_lab.training.ppo_step import PPOStats, one_pass, ppo_step
 from rlhf_lab.training.processes import Processes
-from rlhf_lab.training.rollouts import Rollout, rollout
+from rlhf_lab.training.rollouts import FirstPass, Rollout, rollout
 from rlhf_lab.training.sharding import shard_models
 
 __all__ = [
@@ -142,6 +142,8 @@ def _update(state: PPOState) -> None:
     lr = _set_learning_rates(state)
     state.before = before = state.streams()
     seconds: dict[str, float] = {}
+    train_policy = not config.needs_critic or number >= config.critic_warmup
+    first = FirstPass() if train_policy and one_pass(config, state.processes) else None
     try:
         prompts, columns = state.next_prompts()
         batch = rollout(
@@ -156,6 +158,7 @@ def _update(state: PPOState) -> None:
             columns,
             seconds,
             processes=state.processes,
+            first=first,
         )
         state.processes.agree_on_random_numbers()
         scored = time.perf_counter()
@@ -171,8 +174,9 @@ def _update(state: PPOState) -> None:
                 returns,
                 config,
                 texts=state.next_texts if state.texts else None,
-                train_policy=not config.needs_critic or number >= config.critic_warmup,
+                train_policy=train_policy,
                 processes=state.processes,
+                first=first,
             )
             seconds["train"] = time.perf_counter() - scored
             episode = (number + 1) * config.batch_size * config.samples_per_prompt

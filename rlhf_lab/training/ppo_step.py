@@ -18,11 +18,11 @@ from rlhf_lab.maths import (
     value_loss,
 )
 from rlhf_lab.models import autocast, resolve_precision, response_logprobs, response_value_outputs, response_values
-from rlhf_lab.models.forward import model_inputs
+from rlhf_lab.models.forward import TokenLogprobs, model_inputs
 from rlhf_lab.models.shards import whole
 from rlhf_lab.training.ppo_config import PPOConfig
 from rlhf_lab.training.processes import ALONE, Processes
-from rlhf_lab.training.rollouts import Rollout, like_length
+from rlhf_lab.training.rollouts import FirstPass, Rollout, like_length
 
 Texts = Callable[[], tuple[torch.Tensor, torch.Tensor]]
 """Gives the next pretraining texts: ids and bool mask, both (N, L)."""
@@ -58,12 +58,14 @@ def ppo_step(
     texts: Texts | None = None,
     train_policy: bool = True,
     processes: Processes = ALONE,
+    first: FirstPass | None = None,
 ) -> PPOStats:
     """`epochs` passes over a rollout in `minibatches` optimizer steps each. `critic` may be None.
 
     Micro-batches split a minibatch to save memory and change nothing: every mean is over the whole minibatch.
     texts: pretraining texts, whose loss is mixed into every optimizer step (PPO-ptx).
     train_policy=False: the critic learns alone.
+    first: what was kept of the rollout's own passes, where `one_pass` says so; the first step learns from it.
     Of several `processes` each takes a part of every minibatch: a micro-batch that is computed elsewhere.
     Source: Schulman et al. 2017 (PPO), eq. 7 and algorithm 1; Ouyang et al. 2022 (InstructGPT), eq. 2 for ptx.
     Errors: `RunFailed` on a loss that is not finite.
@@ -75,10 +77,17 @@ def ppo_step(
     for _ in range(config.epochs):
         for rows in torch.randperm(size).tensor_split(config.minibatches):  # `chunk` may give fewer
             step = _Step(policy, critic, optimizer, config, texts, train_policy, processes)
-            measured.append(step.take(rollout, advantages, returns, rows))
+            measured.append(step.take(rollout, advantages, returns, rows, first))
+            first = None  # from here on the weights are others
             if config.target_kl is not None and measured[-1]["approx_kl"] > config.target_kl:
                 return _average(measured)
     return _average(measured)
+
+
+def one_pass(config: PPOConfig, processes: Processes) -> bool:
+    """Whether the first step is on the whole rollout at once, so that it can take the passes that read the rollout."""
+    whole = config.minibatches == 1 and not config.micro_batch_size and processes.count == 1
+    return whole and not config.entropy_coef and config.value_loss == "mse"
 
 
 class _Step(NamedTuple):
@@ -92,14 +101,14 @@ class _Step(NamedTuple):
     train_policy: bool
     processes: Processes
 
-    def take(self, rollout: Rollout, advantages, returns, rows: torch.Tensor) -> dict[str, float]:
+    def take(self, rollout: Rollout, advantages, returns, rows: torch.Tensor, first) -> dict[str, float]:
         """Policy and critic learn one after the other, so that one's gradients are gone before the other's come."""
         if self.config.whiten == "minibatch":
             advantages = advantages.clone()
             advantages[rows] = masked_whiten(advantages[rows], rollout.response_mask[rows])
         sums = dict.fromkeys(("value_loss", "value_clip_fraction", "explained_variance", "value_grad_norm"), 0.0)
         for learners in self._apart():
-            sums |= self._learn(learners, rollout, advantages, returns, rows)
+            sums |= self._learn(learners, rollout, advantages, returns, rows, first)
         return sums
 
     def _apart(self) -> list[tuple[str, ...]]:
@@ -109,22 +118,24 @@ class _Step(NamedTuple):
         ours, theirs = ({id(p) for p in m.parameters() if p.requires_grad} for m in (self.policy, self.critic))
         return [("policy", "critic")] if ours & theirs else [("policy",), ("critic",)]
 
-    def _learn(self, learners, rollout: Rollout, advantages, returns, rows: torch.Tensor) -> dict[str, float]:
+    def _learn(self, learners, rollout: Rollout, advantages, returns, rows, first) -> dict[str, float]:
         config, mask = self.config, rollout.response_mask[rows]
         self.optimizer.zero_grad(set_to_none=True)
         sums: dict[str, float] = {}
         fitted: list[tuple[torch.Tensor, torch.Tensor]] = []
-        for part in self._micro_batches(rollout, rows):
+        if first is not None:
+            rows = torch.arange(len(rows))  # all of them, as they were read
+        for part in [rows] if first is not None else self._micro_batches(rollout, rows):
             batch = rollout.take(part)
             width = batch.response_mask.shape[1]
             tokens = float(batch.response_mask.sum() / mask.sum())
             replies = tokens if config.reduction == "token" else len(part) / len(rows)
             loss, figures = torch.zeros(()), {}
             if "policy" in learners:
-                figures |= self._policy_losses(batch, advantages[part, :width])
+                figures |= self._policy_losses(batch, advantages[part, :width], first)
                 loss = loss + replies * figures["policy"] if self.train_policy else loss
             if "critic" in learners:
-                found, values = self._value_losses(batch, returns[part, :width])
+                found, values = self._value_losses(batch, returns[part, :width], first)
                 figures |= found
                 loss = loss + tokens * config.value_coef * figures["value_loss"]
                 fitted.append((values[batch.response_mask].cpu(), returns[part, :width][batch.response_mask].cpu()))
@@ -160,16 +171,17 @@ class _Step(NamedTuple):
         self._clip_gradients(learners, sums)
         self.optimizer.step()
 
-    def _policy_losses(self, batch: Rollout, advantages) -> dict[str, torch.Tensor]:
+    def _logprobs(self, batch: Rollout) -> TokenLogprobs:
+        entropy = True if self.config.entropy_coef else "no_grad"
+        with torch.set_grad_enabled(self.train_policy), self._autocast():
+            return response_logprobs(
+                self.policy, *_read(batch), temperature=self.config.temperature, with_entropy=entropy
+            )
+
+    def _policy_losses(self, batch: Rollout, advantages, first: FirstPass | None) -> dict[str, torch.Tensor]:
         """The policy's losses and token means in a micro-batch; `policy` is what is to be minimised."""
         config, mask = self.config, batch.response_mask
-        with torch.set_grad_enabled(self.train_policy), self._autocast():
-            logp, entropy = response_logprobs(
-                self.policy,
-                *_read(batch),
-                temperature=config.temperature,
-                with_entropy=True if config.entropy_coef else "no_grad",
-            )
+        logp, entropy = self._logprobs(batch) if first is None else (first.logp, first.entropy)
         reduction = float(config.max_new_tokens) if config.reduction == "max_tokens" else config.reduction
         result = policy_loss(
             logp,
@@ -197,7 +209,7 @@ class _Step(NamedTuple):
             "entropy": masked_mean(entropy.detach(), mask),
         }
 
-    def _value_losses(self, batch: Rollout, returns) -> tuple[dict[str, torch.Tensor], torch.Tensor]:
+    def _value_losses(self, batch: Rollout, returns, first) -> tuple[dict[str, torch.Tensor], torch.Tensor]:
         """The critic's loss in a micro-batch, how much of it was clipped, and the values (B, T)."""
         config, mask = self.config, batch.response_mask
         if config.value_loss == "hl_gauss":
@@ -210,7 +222,7 @@ class _Step(NamedTuple):
             result = hl_gauss_loss(outputs, returns, mask, centres=centres, sigma=0.75 * width)
         else:
             with self._autocast():
-                values = response_values(self.critic, *_read(batch))
+                values = response_values(self.critic, *_read(batch)) if first is None else first.values
             result = value_loss(values, batch.values, returns, mask, clip=config.value_clip)
         return {"value_loss": result.loss, "value_clip_fraction": result.clip_fraction}, values.detach()
 

@@ -2,12 +2,14 @@
 
 import time
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
 
 from rlhf_lab.data import encode_prompt, left_pad
 from rlhf_lab.models import autocast, generate, resolve_precision, response_logprobs, response_values
+from rlhf_lab.models.forward import TokenLogprobs
 from rlhf_lab.models.generation import uniforms
 from rlhf_lab.rewards import Reward, WeightedReward, call_reward
 from rlhf_lab.training.lengths import alike
@@ -67,6 +69,15 @@ def like_length(prompt_mask, response_mask, rows: torch.Tensor, *, most: int, to
     return [rows[torch.tensor(group)] for group in alike(lengths, within=0.9, least=1024, most=most)]
 
 
+@dataclass
+class FirstPass:
+    """What policy and critic said of a whole rollout, with the gradient. `rollout` fills it, the first step uses it."""
+
+    logp: torch.Tensor | None = None  # (B, T)
+    entropy: torch.Tensor | None = None  # (B, T), without a gradient
+    values: torch.Tensor | None = None  # (B, T); None without a critic
+
+
 class Texts(NamedTuple):
     """The words of a rollout, for rewards that read text and for people."""
 
@@ -120,12 +131,14 @@ def rollout(
     seconds: dict[str, float] | None = None,
     *,
     processes: Processes = ALONE,
+    first: FirstPass | None = None,
 ) -> Rollout:
     """Sample `config.samples_per_prompt` replies to each prompt, read them by every model, and score them.
 
     `critic` may be None: values are then 0. `columns` are further columns of the prompts that the reward may ask for.
     `seconds`, if given, gets the time it took: `rollout` to sample, `score` to read and score.
     Of several `processes` each takes some prompts, the reward sees their replies, and all get the whole rollout.
+    first, if given, keeps what the first optimizer step would otherwise compute again; only for one process.
     Source: Ouyang et al. 2022 (InstructGPT), 3.5; the temperature divides the logits of policy and reference alike.
     """
     # All processes draw the numbers of all prompts, so that what is said does not depend on who says it.
@@ -137,7 +150,7 @@ def rollout(
 
     def work() -> tuple[Rollout, dict]:
         part = _sample_and_read(
-            policy, reference, critic, reward, tokenizer, prompts, config, draws, columns, seconds, processes
+            policy, reference, critic, reward, tokenizer, prompts, config, draws, columns, seconds, processes, first
         )
         return part, dict(reward.last) if isinstance(reward, WeightedReward) else {}
 
@@ -150,7 +163,7 @@ def rollout(
 
 
 def _sample_and_read(
-    policy, reference, critic, reward, tokenizer, prompts, config, draws, columns, seconds, processes
+    policy, reference, critic, reward, tokenizer, prompts, config, draws, columns, seconds, processes, first
 ) -> Rollout:
     """The rollout of this process's prompts."""
     started = time.perf_counter()
@@ -176,13 +189,18 @@ def _sample_and_read(
         groups = like_length(
             prompt_mask, read[3], torch.arange(len(rows)), most=config.micro_batch_size, together=processes.sharded
         )
-        old_logp, ref_logp = (
-            _by_group(groups, read, lambda *part, model=model: _logprobs(model, *part, config.temperature))
-            for model in (policy, reference)
-        )
-        values = torch.zeros_like(old_logp)
-        if critic is not None:
-            values = _by_group(groups, read, lambda *part: response_values(critic, *part))
+        options = {"temperature": config.temperature}
+        ref_logp, _ = _by_group(groups, read, lambda *part: response_logprobs(reference, *part, **options))
+        with torch.set_grad_enabled(first is not None):
+            entropy = {"with_entropy": "no_grad"} if first else {}
+            ours = TokenLogprobs(
+                *_by_group(groups, read, lambda *part: response_logprobs(policy, *part, **options, **entropy))
+            )
+            values = torch.zeros_like(ref_logp)
+            if critic is not None:
+                (values,) = _by_group(groups, read, lambda *part: (response_values(critic, *part),))
+        if first is not None:
+            first.logp, first.entropy, first.values = ours.logp, ours.entropy, values
     scores = call_reward(
         reward,
         prompts=prompts,
@@ -197,28 +215,33 @@ def _sample_and_read(
         *read,
         finished=sampled.finished,
         group=torch.arange(len(prompts), device=policy.device) // repeats,
-        old_logp=old_logp,
+        old_logp=ours.logp.detach(),
         ref_logp=ref_logp,
-        values=values,
+        values=values.detach(),
         scores=torch.tensor(scores, dtype=torch.float32, device=policy.device),
     )
 
 
-def _logprobs(model, prompt_ids, prompt_mask, response_ids, response_mask, temperature: float) -> torch.Tensor:
-    read = (prompt_ids, prompt_mask, response_ids, response_mask)
-    return response_logprobs(model, *read, temperature=temperature).logp
-
-
-def _by_group(groups: list[torch.Tensor], read: tuple, number) -> torch.Tensor:
-    """(B, T) of what `number` says of each group's prompts, replies and masks, without their empty columns."""
+def _by_group(groups: list[torch.Tensor], read: tuple, numbers) -> list[torch.Tensor | None]:
+    """(B, T) of each of the `numbers` said of a group's prompts, replies and masks, without their empty columns."""
     prompt_ids, prompt_mask, response_ids, response_mask = read
-    found = torch.zeros(response_ids.shape, device=response_ids.device)
+    said, columns = [], []
     for rows in groups:
         filled = _filled(prompt_mask[rows], response_mask[rows])
         prompts = (field[rows][:, filled.prompt] for field in (prompt_ids, prompt_mask))
         replies = (field[rows][:, filled.response] for field in (response_ids, response_mask))
-        found[rows, filled.response] = number(*prompts, *replies)
-    return found
+        said.append(numbers(*prompts, *replies))
+        columns.append(filled.response)
+    return [_put_together(groups, columns, parts, response_ids) for parts in zip(*said, strict=True)]
+
+
+def _put_together(groups, columns, parts, like: torch.Tensor) -> torch.Tensor | None:
+    if parts[0] is None:
+        return None
+    whole = torch.zeros(like.shape, device=like.device)
+    for rows, place, part in zip(groups, columns, parts, strict=True):
+        whole[rows, place] = part
+    return whole
 
 
 def _on_cpu(part: Rollout, last: dict) -> tuple[Rollout, dict]:
