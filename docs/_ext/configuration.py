@@ -121,7 +121,9 @@ def _default(field: FieldInfo) -> str:
         given = value.model_dump(mode="json", include=value.model_fields_set)
         return f"`{json.dumps(given)}`" if given else "its defaults"
     if isinstance(value, list):
-        value = [one.model_dump(mode="json") if isinstance(one, Config) else one for one in value]
+        value = [_plain(one) for one in value]
+    elif isinstance(value, dict):
+        value = {key: _plain(one) for key, one in value.items()}
     if isinstance(value, str) and value:
         return f"`{value}`"
     return f"`{json.dumps(value, ensure_ascii=False)}`"
@@ -131,3 +133,8 @@ def _words(text: str) -> str:
     """Text whose marks mean nothing, but for code between backticks; an empty text between quotes becomes code."""
     parts = re.split(r"(`[^`]*`)", text.replace('""', '`""`'))
     return "".join(part if part[:1] == "`" else re.sub(r"([\\*_<>\[\]{}$])", r"\\\1", part) for part in parts)
+
+
+def _plain(value: Any) -> Any:
+    """A default inside a list or mapping, as YAML would have it: what differs from its own defaults."""
+    return value.model_dump(mode="json", exclude_defaults=True) if isinstance(value, Config) else value

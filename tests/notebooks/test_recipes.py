@@ -35,7 +35,7 @@ def run_recipe(folder: Path, name: str, model: str, *more: str) -> subprocess.Co
     ("name", "kind", "comparisons"),
     [
         ("gpt2_tldr", "gpt2", 4),
-        ("pythia_hh", "pythia", 4),
+        ("pythia_hh", "pythia", 3),  # the first of four held out is learned from
         ("qwen_ultrafeedback", "qwen2.5-instruct", 4),
         ("qwen_ultrafeedback", "qwen3-base", 4),
         ("smollm_nectar", "smollm2", 4 * 21),  # seven replies are 21 comparisons
