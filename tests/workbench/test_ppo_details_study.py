@@ -24,7 +24,7 @@ SMALL = {
     "eval_prompts": 8,
     "max_new_tokens": 8,
     "reward_model": {"epochs": 20},
-    "ppo": {"updates": 2, "batch_size": 8, "minibatches": 1, "epochs": 1, "lr": 1e-3},
+    "ppo": {"updates": 2, "batch_size": 8, "minibatches": 1, "micro_batch_size": 4, "epochs": 1, "lr": 1e-3},
 }
 BROKEN = ["again", "critic_zero", "score_raw", "eos_unread", "padded_whitening", "dropout", "reversed"]
 
@@ -74,7 +74,7 @@ def test_what_is_no_setting_has_its_own_name_in_the_file():
 
 
 def test_dropout_is_on_while_it_trains():
-    config = make_config(updates=1, epochs=1, minibatches=1, advantage="reinforce++")
+    config = make_config(updates=1, epochs=1, minibatches=1, micro_batch_size=4, advantage="reinforce++")
     for architecture in ("gpt2", "llama"):
         state = start(config, policy=make_policy(architecture))
         study.set_dropout(state.policy, 0.3)
