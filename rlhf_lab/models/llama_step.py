@@ -12,6 +12,7 @@ from transformers import LlamaForCausalLM, MistralForCausalLM, Qwen2ForCausalLM,
 from rlhf_lab.models.attention import NAME
 from rlhf_lab.models.cache import RoomyLayer
 
+_SDPA = ("sdpa", NAME)
 KINDS = (LlamaForCausalLM, MistralForCausalLM, Qwen2ForCausalLM, Qwen3ForCausalLM)
 
 
@@ -24,9 +25,6 @@ def qualifies(model, cache) -> bool:
     if "dynamic" in model.model.rotary_emb.rope_type or model.config._attn_implementation not in _SDPA:
         return False
     return all(_is_plain(module) for module in model.modules())
-
-
-_SDPA = ("sdpa", NAME)
 
 
 def _is_plain(module: nn.Module) -> bool:

@@ -11,7 +11,7 @@ from rlhf_lab.workbench.artefacts import HOUSE
 from rlhf_lab.workbench.intervals import mean_interval
 from rlhf_lab.workbench.records import read_jsonl
 from rlhf_lab.workbench.stages.ensembles import Combination
-from rlhf_lab.workbench.studies.units import Figures, Recorded, Units, latest, less_text, mean_text
+from rlhf_lab.workbench.studies.units import Figures, Recorded, Units, latest, less_rows, mean_text
 from rlhf_lab.workbench.style import BLUE, GREEN, GREY, INK, ORANGE, empty_figure, styled
 from rlhf_lab.workbench.writing import user_path
 
@@ -63,10 +63,7 @@ def comparison_table(units: Units) -> pd.DataFrame:
         for how, unit in combined.items()
         if how != "single" and "single" in combined
     }
-    rows = {
-        key: {label: less_text(units, *ends, name, len(pairs)) for name, label in COMPARED.items()}
-        for key, ends in pairs.items()
-    }
+    rows = less_rows(units, pairs, COMPARED)
     index = pd.MultiIndex.from_tuples(rows, names=["flipped", "less the single model"])
     return pd.DataFrame(list(rows.values()), index=index, columns=list(COMPARED.values()))
 

@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 from rlhf_lab.workbench.artefacts import HOUSE
 from rlhf_lab.workbench.records import read_jsonl
 from rlhf_lab.workbench.stages import LoopArm
-from rlhf_lab.workbench.studies.units import Figures, Recorded, Units, draw_means, latest, less_text, mean_text
+from rlhf_lab.workbench.studies.units import Figures, Recorded, Units, draw_means, latest, less_rows, mean_text
 from rlhf_lab.workbench.style import BLUE, GREEN, GREY, ORANGE, PALETTE, empty_figure, styled
 from rlhf_lab.workbench.writing import user_path
 
@@ -173,8 +173,5 @@ def _mean(several: Iterable[dict[int, Figures]]) -> dict[int, Figures]:
 
 def _less(units: Units, pairs: dict[tuple[str, str], tuple[str, str]], names: list[str]) -> pd.DataFrame:
     last = rounds(units)
-    rows = {
-        key: {label: less_text(units, *ends, f"{name}_{last}", len(pairs)) for name, label in _COMPARED.items()}
-        for key, ends in pairs.items()
-    }
+    rows = less_rows(units, pairs, {f"{name}_{last}": label for name, label in _COMPARED.items()})
     return pd.DataFrame.from_dict(rows, orient="index").rename_axis(names)

@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 from rlhf_lab.workbench.artefacts import HOUSE
 from rlhf_lab.workbench.records import read_jsonl
 from rlhf_lab.workbench.stages import Remedy
-from rlhf_lab.workbench.studies.units import Figures, Recorded, Units, draw_means, latest, less_text, mean_text
+from rlhf_lab.workbench.studies.units import Figures, Recorded, Units, draw_means, latest, less_rows, mean_text
 from rlhf_lab.workbench.style import GREY, PALETTE, empty_figure, styled
 from rlhf_lab.workbench.writing import user_path
 
@@ -79,10 +79,7 @@ def comparison_table(units: Units) -> pd.DataFrame:
         for remedy, unit in remedies.items()
         if remedy != "none" and "none" in remedies
     }
-    rows = {
-        key: {label: less_text(units, *ends, name, len(pairs)) for name, label in COMPARED.items()}
-        for key, ends in pairs.items()
-    }
+    rows = less_rows(units, pairs, COMPARED)
     return pd.DataFrame.from_dict(rows, orient="index").rename_axis(["labeler", "less none"])
 
 

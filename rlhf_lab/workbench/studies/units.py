@@ -118,6 +118,19 @@ def gaps_text(gaps: Sequence[float], comparisons: int, digits: int = 2) -> str:
     return f"{np.mean(gaps):.{digits}f} [{low:.{digits}f}, {high:.{digits}f}]"
 
 
+def less_rows(
+    units: Units, pairs: Mapping[Any, tuple[str, str]], names: Mapping[str, str]
+) -> dict[Any, dict[str, str]]:
+    """Key -> label -> the figures of one unit less those of another; the intervals of all pairs hold at once.
+
+    pairs: key -> the two units. names: figure -> label.
+    """
+    return {
+        key: {label: less_text(units, *ends, name, len(pairs)) for name, label in names.items()}
+        for key, ends in pairs.items()
+    }
+
+
 def gaps_of(units: Units, unit: str, other: str, name: str) -> list[float]:
     """A figure of one unit less that of another, for every seed in which both have it."""
     ours, theirs = units.get(unit, {}), units.get(other, {})
