@@ -21,6 +21,7 @@ import sys
 import tempfile
 import venv
 from pathlib import Path
+from typing import NamedTuple
 
 import shapes
 import torch
@@ -86,7 +87,8 @@ def one(side: str, python: str, folder: Path, asked, updates: int, precision: st
         precision,
         str(asked.lora),
     ]
-    quiet = {"OMP_WAIT_POLICY": "PASSIVE", "HF_HUB_OFFLINE": "1", "TRANSFORMERS_VERBOSITY": "error"}
+    quiet = {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_VERBOSITY": "error"}
+    quiet["GOMP_SPINCOUNT"] = "20000"  # threads wait awake for some 20 microseconds: best for both on a quiet machine
     threads = {"OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", str(os.cpu_count()))}
     done = subprocess.run(command, env=os.environ | quiet | threads, capture_output=True, text=True)
     if done.returncode:
@@ -94,16 +96,36 @@ def one(side: str, python: str, folder: Path, asked, updates: int, precision: st
     return json.loads(done.stdout.strip().splitlines()[-1])
 
 
-def flops(shape: shapes.Shape, response_tokens: float, episodes: int) -> float:
-    """The matrix products of an update on real tokens: sampling, two scorings, the old policy and values, training.
+class Work(NamedTuple):
+    """Floating-point operations of the matrix products of an update of ours, on real tokens only.
 
-    Attention's own products are left out: they are under 2% at these lengths. A training pass is three forwards.
+    Attention's own products are left out: they are under 2% at these lengths.
     """
-    read = episodes * shape.prompt + response_tokens
-    scored = 4 * 2 * shape.blocks * read + 2 * 2 * shape.head * response_tokens
-    trained = shape.epochs * 3 * (2 * 2 * shape.blocks * read + 2 * shape.head * response_tokens)
-    sampled = 2 * shape.blocks * read + 2 * shape.head * response_tokens
-    return sampled + scored + trained
+
+    rollout: float
+    score: float
+    train: float
+
+
+def work(shape: shapes.Shape, response: float, *, kept: bool, frozen: bool) -> Work:
+    """Of an update with so many response tokens in all.
+
+    The last layer is computed where it is asked for: at replies, and by the reward model at the last token only.
+    kept: scoring's pass is the first of training. frozen: the base has no gradient, so that a backward pass costs one
+    forward pass, else two.
+    """
+    layer, keys = shape.blocks / shape.layers, 2 * shape.hidden**2
+    read = shape.episodes * (shape.prompt - 1) + response  # nobody reads what comes last
+
+    def trunk(wanted: float) -> float:
+        return 2 * (((shape.layers - 1) * layer + keys) * read + (layer - keys) * wanted)
+
+    words = 2 * shape.head * response
+    learners = 2 * trunk(response) + words
+    passes = shape.epochs * (2 if frozen else 3) - kept
+    return Work(
+        2 * shape.blocks * read + words, learners + trunk(response) + words + trunk(shape.episodes), passes * learners
+    )
 
 
 def summary(found: dict[str, list[dict]], asked) -> dict:
@@ -114,9 +136,9 @@ def summary(found: dict[str, list[dict]], asked) -> dict:
     }
     tokens = statistics.mean(part["tokens"] for run in found["lab"] for part in run["parts"][1:])
     rate = statistics.median(run["rate"] for run in found["lab"])
-    work = flops(shape, tokens, shape.episodes)
     parts = [part for run in found["lab"] for part in run["parts"][1:]]
-    training = shape.epochs * 6 * (2 * shape.blocks * (shape.episodes * shape.prompt + tokens) + shape.head * tokens)
+    seconds = {name: statistics.median(part[name] for part in parts) for name in Work._fields}
+    needed = work(shape, tokens, kept=not shape.micro_batch, frozen=asked.lora > 0)
     ratios = [ours / theirs for ours, theirs in zip(per_second["lab"], per_second["trl"], strict=True)]
     kinds = {name: statistics.median(run["rates"][name] for run in found["lab"]) for name in ("float32", "bfloat16")}
     return {
@@ -129,11 +151,11 @@ def summary(found: dict[str, list[dict]], asked) -> dict:
         "ratios": ratios,
         **{f"{side}_episodes_per_second": figures for side, figures in per_second.items()},
         **{f"{side}_peak_gb": max(run["peak_gb"] for run in runs) for side, runs in found.items()},
-        "bound_episodes_per_second": shape.episodes * rate / work,
+        "bound_episodes_per_second": shape.episodes * rate / sum(needed),
         "matrix_gflops": {name: value / 1e9 for name, value in kinds.items()},
         "trl_matrix_gflops": statistics.median(run["rate"] for run in found["trl"]) / 1e9,
-        "training_of_matrix_rate": training / statistics.median(part["train"] for part in parts) / rate,
-        "seconds": {name: statistics.median(part[name] for part in parts) for name in ("rollout", "score", "train")},
+        "of_matrix_rate": {name: flops / seconds[name] / rate for name, flops in needed._asdict().items()},
+        "seconds": seconds,
         "runs": asked.runs,
         "updates": asked.updates - 1,
         "machine": f"{platform.machine()}, {os.cpu_count()} cores, {cpu()}",

@@ -83,8 +83,8 @@ class TableCritic(torch.nn.Module):
         super().__init__()
         self.table = torch.nn.Parameter(torch.tensor(table))
 
-    def token_scores(self, input_ids, mask):
-        return self.table[input_ids].masked_fill(~mask, 0.0)
+    def token_scores(self, input_ids, mask, wanted):
+        return self.table[input_ids].masked_fill(~wanted, 0.0)
 
 
 def chain(successors: dict[int, int], size: int = len(WORDS)) -> Bigram:

@@ -1,13 +1,24 @@
 """What a language model's logits say about tokens: their log-probability, and the entropy of the choice.
 
 Logits are by far the largest tensor of a step, so no function here makes a second one of their size but the gradient
-itself: what lies between is made for one row of the batch at a time.
+itself: what lies between is made for some positions at a time.
 """
+
+from collections.abc import Iterator
 
 import torch
 from torch import Tensor
 
 from rlhf_lab.maths.shapes import check_shapes
+
+_PIECE = 2**18  # logits in a piece: what lies between fits into a processor's cache
+
+
+def _pieces(logits: Tensor, *others: Tensor) -> Iterator[tuple[Tensor, ...]]:
+    """Views (1, n, V) of the logits (B, T, V), with those (1, n) of the others (B, T)."""
+    n = max(1, _PIECE // logits.shape[-1])
+    for rows in zip(logits.split(1), *(other.split(1) for other in others), strict=True):
+        yield from zip(*(part.split(n, dim=1) for part in rows), strict=True)
 
 
 def _widened(logits: Tensor) -> Tensor:
@@ -40,19 +51,27 @@ class _TokenLogprobs(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, logits: Tensor, tokens: Tensor) -> Tensor:
-        whole = torch.cat([_widened(row).logsumexp(-1) for row in logits.split(1)])
+        whole = torch.empty(tokens.shape, dtype=_kind(logits), device=logits.device)
+        for piece, into in _pieces(logits, whole):
+            into.copy_(_widened(piece).logsumexp(-1))
         ctx.save_for_backward(logits, tokens, whole)
         return _widened(logits.gather(-1, tokens.unsqueeze(-1)).squeeze(-1)) - whole
 
     @staticmethod
     def backward(ctx, gradient: Tensor) -> tuple[Tensor, None]:
-        logits, tokens, whole = (saved.split(1) for saved in ctx.saved_tensors)
-        out = torch.empty_like(ctx.saved_tensors[0])
-        for row, token, total, g, into in zip(logits, tokens, whole, gradient.split(1), out.split(1), strict=True):
-            p = _widened(row).sub(total.unsqueeze(-1)).exp_()
+        logits, tokens, whole = ctx.saved_tensors
+        out = torch.empty_like(logits)
+        for (piece, token, total, g), (into,) in zip(
+            _pieces(logits, tokens, whole, gradient), _pieces(out), strict=True
+        ):
+            p = _widened(piece).sub(total.unsqueeze(-1)).exp_()
             p.mul_(-g.unsqueeze(-1)).scatter_add_(-1, token.unsqueeze(-1), g.unsqueeze(-1).to(p.dtype))
             into.copy_(p)
         return out, None
+
+
+def _kind(logits: Tensor) -> torch.dtype:
+    return torch.float32 if logits.dtype in (torch.float16, torch.bfloat16) else logits.dtype
 
 
 def token_entropy(logits: Tensor) -> Tensor:
@@ -69,7 +88,8 @@ def token_entropy(logits: Tensor) -> Tensor:
     tensor([[1.3863]])
     """
     check_shapes("token_entropy", "BTV", logits=logits)
-    return torch.cat([_row_entropy(_widened(row)) for row in logits.split(1)])
+    rows = [[_row_entropy(_widened(piece)) for (piece,) in _pieces(row)] for row in logits.split(1)]
+    return torch.cat([torch.cat(pieces, dim=1) for pieces in rows])
 
 
 def _row_entropy(logits: Tensor) -> Tensor:

@@ -286,9 +286,9 @@ class AdapterScorer(Scorer):
         self.adapter = shared.modules_of(name)
         self.own_head = self.head
 
-    def _hidden(self, ids: Tensor, mask: Tensor) -> Tensor:
+    def _hidden(self, ids: Tensor, mask: Tensor, wanted: Tensor) -> Tensor:
         self.shared.activate(self.name)
-        return super()._hidden(ids, mask)
+        return super()._hidden(ids, mask, wanted)
 
     def _write(self, folder, options: dict) -> None:
         head = {f"{self.head_name}.{name}": weight for name, weight in self.own_head.named_parameters()}

@@ -5,14 +5,15 @@ Padding never reaches the numbers: positions count real tokens, attention skips 
 padding are replaced, so that any padding id will do, even one the model has no embedding for.
 """
 
-import inspect
 from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 
-from rlhf_lab.errors import LabError
 from rlhf_lab.maths.logprobs import token_entropy, token_logprobs
+from rlhf_lab.models.hidden import hidden_states, like_length, packed_head, spread
+from rlhf_lab.models.inputs import accepts, model_inputs
 
 
 class TokenLogprobs(NamedTuple):
@@ -54,19 +55,42 @@ def response_logprobs(
     if steps == 0:
         empty = torch.zeros(response_ids.shape, device=response_ids.device)
         return TokenLogprobs(empty, empty if with_entropy else None)
-    inputs = model_inputs(model, *_states(prompt_ids, prompt_mask, response_ids, response_mask))
-    if accepts(model, "logits_to_keep"):
-        inputs["logits_to_keep"] = steps
-    logits = model(**inputs, use_cache=False).logits[:, -steps:]
+    ids, mask = _states(prompt_ids, prompt_mask, response_ids, response_mask)
+    inner = model.get_base_model() if hasattr(model, "get_base_model") else model  # with its adapter on
+    if (head := packed_head(inner)) is not None:
+        logits = head(hidden_states(inner.base_model, ids, mask, _before(response_mask, prompt_ids.shape[1])))[None]
+        found = _read_logits(logits, response_ids[response_mask][None], temperature, with_entropy)
+        return TokenLogprobs(*(part if part is None else spread(part[0], response_mask) for part in found))
+    groups = like_length(model, mask)
+    parts = []
+    for rows in groups:
+        start = int((~prompt_mask[rows]).all(dim=0).sum())  # the columns in which no row has a token
+        width = max(1, int(response_mask[rows].sum(dim=1).max()))
+        read = slice(start, prompt_ids.shape[1] + width - 1)
+        logits = _logits(model, ids[rows, read], mask[rows, read], width)
+        real = response_mask[rows, :width]
+        found = _read_logits(logits, response_ids[rows, :width].masked_fill(~real, 0), temperature, with_entropy)
+        parts.append(
+            [part if part is None else pad(part.masked_fill(~real, 0.0), (0, steps - width)) for part in found]
+        )
+    order = torch.cat(groups).argsort()
+    return TokenLogprobs(*(None if same[0] is None else torch.cat(same)[order] for same in zip(*parts, strict=True)))
+
+
+def _logits(model, ids: Tensor, mask: Tensor, last: int) -> Tensor:
+    """(B, L) -> (B, last, V) at the last positions, by the model's own forward."""
+    options = {"logits_to_keep": last} if accepts(model, "logits_to_keep") else {}
+    return model(**model_inputs(model, ids, mask), **options, use_cache=False).logits[:, -last:]
+
+
+def _read_logits(logits: Tensor, tokens: Tensor, temperature: float, with_entropy) -> TokenLogprobs:
     if temperature != 1:
         logits = logits.float() / temperature
-    tokens = response_ids.masked_fill(~response_mask, 0)
-    logp = token_logprobs(logits, tokens).masked_fill(~response_mask, 0.0)
+    logp = token_logprobs(logits, tokens)
     if not with_entropy:
         return TokenLogprobs(logp, None)
     with torch.set_grad_enabled(torch.is_grad_enabled() and with_entropy != "no_grad"):
-        entropy = token_entropy(logits).masked_fill(~response_mask, 0.0)
-    return TokenLogprobs(logp, entropy)
+        return TokenLogprobs(logp, token_entropy(logits))
 
 
 def response_values(
@@ -80,8 +104,8 @@ def response_values(
     steps = response_ids.shape[1]
     if steps == 0:
         return torch.zeros(response_ids.shape, device=response_ids.device)
-    values = scorer.token_scores(*_states(prompt_ids, prompt_mask, response_ids, response_mask))
-    return values[:, -steps:].masked_fill(~response_mask, 0.0)
+    states = _states(prompt_ids, prompt_mask, response_ids, response_mask)
+    return scorer.token_scores(*states, _before(response_mask, prompt_ids.shape[1]))[:, -steps:]
 
 
 def response_value_outputs(
@@ -93,7 +117,8 @@ def response_value_outputs(
     Source: as `response_values`.
     """
     steps = response_ids.shape[1]
-    outputs = scorer.token_outputs(*_states(prompt_ids, prompt_mask, response_ids, response_mask))
+    states = _states(prompt_ids, prompt_mask, response_ids, response_mask)
+    outputs = scorer.token_outputs(*states, _before(response_mask, prompt_ids.shape[1]))
     return outputs[:, outputs.shape[1] - steps :]
 
 
@@ -102,46 +127,9 @@ def _states(prompt_ids, prompt_mask, response_ids, response_mask) -> tuple[Tenso
     if not bool(prompt_mask[:, -1].all()):
         raise ValueError("a prompt ends in a masked column: pad on the left, give each at least one token")
     ids = torch.cat([prompt_ids, response_ids[:, :-1]], dim=1)
-    return ids, torch.cat([prompt_mask, response_mask[:, :-1]], dim=1)
+    return ids, torch.cat([prompt_mask, response_mask[:, 1:]], dim=1)  # nobody reads what comes last
 
 
-def model_inputs(model, ids: Tensor, mask: Tensor, *, room: int = 0) -> dict[str, Tensor]:
-    """Keyword inputs of a Hugging Face model for ids and mask (B, L), padded on either side.
-
-    Errors: `LabError` if the longest row, and `room` tokens more, exceed the model's context, or an id its
-    vocabulary: then the tokenizer is another model's.
-    """
-    limit = context_length(model)
-    longest = int(mask.sum(dim=1).max()) + room
-    if limit is not None and longest > limit:
-        raise LabError(f"{longest} tokens are too long for the model's context of {limit}; shorten prompts or replies")
-    ids = ids.masked_fill(~mask, 0)
-    vocabulary, largest = getattr(model.config, "vocab_size", None), int(ids.max())
-    if vocabulary is not None and largest >= vocabulary:
-        raise LabError(
-            f"token id {largest} is beyond the model's vocabulary of {vocabulary}; give the model's own tokenizer"
-        )
-    inputs = {"input_ids": ids, "attention_mask": mask.long()}
-    if accepts(model, "position_ids"):
-        inputs["position_ids"] = positions(mask)
-    return inputs
-
-
-def context_length(model) -> int | None:
-    """How many tokens a model can read at once; None where its config sets no bound."""
-    limit = getattr(model.config, "max_position_embeddings", None)
-    # RoBERTa and its kin count positions from padding_idx + 1, and so cannot use the first of their embeddings.
-    embeddings = getattr(getattr(model, "base_model", model), "embeddings", None)
-    padding = getattr(embeddings, "padding_idx", None)
-    return limit if limit is None or padding is None else limit - padding - 1
-
-
-def positions(mask: Tensor) -> Tensor:
-    """Position of each real token among the real tokens of its row, from 0: (B, L) bool -> (B, L) long."""
-    return (mask.long().cumsum(dim=1) - 1).clamp(min=0)
-
-
-def accepts(model, name: str) -> bool:
-    """Whether a model's forward names this argument. Adapters (PEFT) are looked through."""
-    inner = model.get_base_model() if hasattr(model, "get_base_model") else model
-    return name in inspect.signature(inner.forward).parameters
+def _before(response_mask: Tensor, prompt: int) -> Tensor:
+    """(B, T) bool -> (B, P + T - 1) bool: the positions whose next token is a real one of the reply."""
+    return pad(response_mask, (prompt - 1, 0))

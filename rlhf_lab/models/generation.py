@@ -11,9 +11,7 @@ import torch
 from torch import Tensor
 
 from rlhf_lab.errors import RunFailed
-from rlhf_lab.models.forward import accepts, model_inputs
-
-_told: set[str] = set()  # kinds of models whose slower way was told
+from rlhf_lab.models.inputs import accepts, model_inputs, tell_once
 
 
 class Generation(NamedTuple):
@@ -136,9 +134,9 @@ class _Decoder:
         self.step = None
         if llama_step.qualifies(model, self.cache):
             self.step = llama_step.LlamaStep(model, self.cache, self.mask, room)
-        elif (kind := type(model).__name__) not in _told:
-            print(f"sampling: {kind} goes through its own forward; the short way is for whole models like Llama")
-            _told.add(kind)
+        else:
+            kind = type(model).__name__
+            tell_once(f"sampling: {kind} goes through its own forward; the short way is for whole models like Llama")
 
     def advance(self, token: Tensor) -> None:
         """Append a token (B,) to every row."""

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from rlhf_lab.errors import LabError
-from rlhf_lab.models.forward import context_length
+from rlhf_lab.models.inputs import context_length
 
 PRECISIONS = ("auto", "fp32", "bf16")
 WORTHWHILE = 1.2  # bf16 costs accuracy: below this gain in speed it is not worth it

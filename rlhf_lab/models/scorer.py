@@ -13,7 +13,8 @@ from torch import Tensor, nn
 from rlhf_lab.errors import LabError
 from rlhf_lab.maths.value_distribution import expected_value
 from rlhf_lab.models.adapter_files import adapter_base, holds_head, merge_into
-from rlhf_lab.models.forward import context_length, model_inputs
+from rlhf_lab.models.hidden import hidden_states, like_length, spread
+from rlhf_lab.models.inputs import context_length, model_inputs
 from rlhf_lab.models.loading import (
     is_causal,
     local_or_hub,
@@ -100,9 +101,10 @@ class Scorer(nn.Module):
         """Note how many tokens it was trained to read; kept in the config as `reward_max_length`."""
         self.config.reward_max_length = max_length
 
-    def forward(self, input_ids: Tensor, mask: Tensor) -> Tensor:
+    def forward(self, input_ids: Tensor, mask: Tensor, wanted: Tensor | None = None) -> Tensor:
         """The same as `token_scores`, for wrappers that go through forward."""
-        return self.scores(self._head(self._hidden(input_ids, mask))).masked_fill(~mask, 0.0)
+        wanted = mask if wanted is None else wanted
+        return spread(self.scores(self._head(self._hidden(input_ids, mask, wanted))), wanted)
 
     def scores(self, outputs: Tensor) -> Tensor:
         """The head's outputs (..., n) as scores (...): of bins the mean, then shift and gain. Deterministic."""
@@ -111,22 +113,24 @@ class Scorer(nn.Module):
             value = expected_value(outputs, torch.tensor(self.bins, device=outputs.device))
         return self.gain * (value - self.shift)
 
-    def token_scores(self, input_ids: Tensor, mask: Tensor) -> Tensor:
+    def token_scores(self, input_ids: Tensor, mask: Tensor, wanted: Tensor | None = None) -> Tensor:
         """The score at every position: (B, L) ids, (B, L) bool mask -> (B, L), 0 where masked.
 
-        Padded on either side. In units of reward, float32 under any autocast, differentiable.
+        wanted (B, L) bool: at these real positions only, and 0 elsewhere. Padded on either side. In units of reward,
+        float32 under any autocast, differentiable.
         Errors: `LabError` if a row is longer than the model's context, or the model is an encoder.
         """
         self._needs_causal()
-        return self(input_ids, mask)
+        return self(input_ids, mask, wanted)
 
-    def token_outputs(self, input_ids: Tensor, mask: Tensor) -> Tensor:
+    def token_outputs(self, input_ids: Tensor, mask: Tensor, wanted: Tensor | None = None) -> Tensor:
         """The head's outputs at every position: (B, L), (B, L) -> (B, L, n), the logits of the bins where it has such.
 
-        float32 under any autocast, differentiable; at masked positions anything. Errors as in `token_scores`.
+        wanted as in `token_scores`. float32 under any autocast, differentiable; 0 elsewhere. Errors as there.
         """
         self._needs_causal()
-        return self._head(self._hidden(input_ids, mask))
+        wanted = mask if wanted is None else wanted
+        return spread(self._head(self._hidden(input_ids, mask, wanted)), wanted)
 
     def sequence_scores(self, input_ids: Tensor, mask: Tensor) -> Tensor:
         """The score at each row's last real token: (B, L), (B, L) -> (B,). ValueError if there is none.
@@ -143,8 +147,8 @@ class Scorer(nn.Module):
             return self._whole_outputs(input_ids, mask)
         width = mask.shape[1]
         last = (torch.arange(width, device=mask.device) * mask).amax(dim=1)
-        hidden = self._hidden(input_ids, mask)
-        return self._head(hidden[torch.arange(len(hidden), device=mask.device), last])
+        at_last = torch.arange(width, device=mask.device) == last[:, None]
+        return self._head(self._hidden(input_ids, mask, at_last))
 
     def reply_scores(self, prompt_ids: Tensor, prompt_mask: Tensor, reply_ids: Tensor, reply_mask: Tensor) -> Tensor:
         """The score of each reply, read at its last real token, which is its EOS when it has one: -> (B,).
@@ -176,15 +180,18 @@ class Scorer(nn.Module):
 
     def _whole_outputs(self, ids: Tensor, mask: Tensor) -> Tensor:
         order = (~mask).long().argsort(dim=1, stable=True)  # encoders count positions from the left: pad on the right
-        order = order[:, : int(mask.sum(dim=1).max())]
-        inputs = model_inputs(self.model, ids.gather(1, order), mask.gather(1, order))
-        inputs.pop("position_ids", None)  # an encoder's own count starts where its embeddings do
-        with torch.autocast(ids.device.type, enabled=False):  # the head is inside, and scores are float32
-            return self.model(**inputs).logits
+        ids, mask = ids.gather(1, order), mask.gather(1, order)
+        found, groups = [], like_length(self.model, mask)
+        for rows in groups:
+            width = int(mask[rows].sum(dim=1).max())
+            inputs = model_inputs(self.model, ids[rows, :width], mask[rows, :width])
+            inputs.pop("position_ids", None)  # an encoder's own count starts where its embeddings do
+            with torch.autocast(ids.device.type, enabled=False):  # the head is inside, and scores are float32
+                found.append(self.model(**inputs).logits)
+        return torch.cat(found)[torch.cat(groups).argsort()]
 
-    def _hidden(self, ids: Tensor, mask: Tensor) -> Tensor:
-        backbone = self.model.base_model
-        return backbone(**model_inputs(backbone, ids, mask), use_cache=False).last_hidden_state
+    def _hidden(self, ids: Tensor, mask: Tensor, wanted: Tensor) -> Tensor:
+        return hidden_states(self.model.base_model, ids, mask, wanted)
 
     def _head(self, hidden: Tensor) -> Tensor:
         with torch.autocast(hidden.device.type, enabled=False):

@@ -81,15 +81,14 @@ class ModelReward:
     def _score(self, rows: list[list[int]]) -> list[float]:
         from tqdm.auto import tqdm
 
-        order = sorted(range(len(rows)), key=lambda row: len(rows[row]))  # rows of one length waste no padding
-        batches = [order[start : start + self.batch_size] for start in range(0, len(order), self.batch_size)]
-        scores = [0.0] * len(rows)
+        texts = sorted(dict.fromkeys(map(tuple, rows)), key=len)  # each once, so that what is equal scores the same
+        batches = [texts[start : start + self.batch_size] for start in range(0, len(texts), self.batch_size)]
+        scores: dict[tuple[int, ...], float] = {}
         for batch in tqdm(batches, desc="scoring", leave=False, disable=_hidden(len(batches))):
-            ids, mask = right_pad([rows[row] for row in batch], self.tokenizer.pad_token_id)
+            ids, mask = right_pad(batch, self.tokenizer.pad_token_id)
             found = self.scorer.sequence_scores(ids.to(self.scorer.device), mask.to(self.scorer.device))
-            for row, score in zip(batch, found.tolist(), strict=True):
-                scores[row] = score
-        return scores
+            scores |= zip(batch, found.tolist(), strict=True)
+        return [scores[tuple(row)] for row in rows]
 
 
 def _hidden(batches: int) -> bool | None:

@@ -18,11 +18,12 @@ from rlhf_lab.maths import (
     value_loss,
 )
 from rlhf_lab.models import autocast, resolve_precision, response_logprobs, response_value_outputs, response_values
-from rlhf_lab.models.forward import TokenLogprobs, model_inputs
+from rlhf_lab.models.forward import TokenLogprobs
+from rlhf_lab.models.inputs import model_inputs
 from rlhf_lab.models.shards import whole
 from rlhf_lab.training.ppo_config import PPOConfig
 from rlhf_lab.training.processes import ALONE, Processes
-from rlhf_lab.training.rollouts import FirstPass, Rollout, like_length
+from rlhf_lab.training.rollouts import FirstPass, Rollout, micro_batches
 
 Texts = Callable[[], tuple[torch.Tensor, torch.Tensor]]
 """Gives the next pretraining texts: ids and bool mask, both (N, L)."""
@@ -123,9 +124,11 @@ class _Step(NamedTuple):
         self.optimizer.zero_grad(set_to_none=True)
         sums: dict[str, float] = {}
         fitted: list[tuple[torch.Tensor, torch.Tensor]] = []
-        if first is not None:
-            rows = torch.arange(len(rows))  # all of them, as they were read
-        for part in [rows] if first is not None else self._micro_batches(rollout, rows):
+        if first is None:
+            parts = micro_batches(rollout.response_mask, self.processes.share(rows), config.micro_batch_size)
+        else:
+            parts = [torch.arange(len(rows))]  # all of them, as they were read
+        for part in parts:
             batch = rollout.take(part)
             width = batch.response_mask.shape[1]
             tokens = float(batch.response_mask.sum() / mask.sum())
@@ -153,12 +156,6 @@ class _Step(NamedTuple):
             everywhere = [pair for pairs in self.processes.gather(fitted) for pair in pairs]
             sums["explained_variance"] = _explained_variance(*map(torch.cat, zip(*everywhere, strict=True)))
         return sums
-
-    def _micro_batches(self, rollout: Rollout, rows: torch.Tensor) -> list[torch.Tensor]:
-        """Those of the rows that are computed here, as they go through the models together."""
-        most, together = self.config.micro_batch_size, self.processes.sharded
-        ours = self.processes.share(rows)
-        return like_length(rollout.prompt_mask, rollout.response_mask, ours, most=most, together=together)
 
     def _step(self, learners, sums: dict[str, float]) -> None:
         """Move the weights of those who learned, unless the loss is broken, and note the norms of the gradients."""

@@ -209,7 +209,7 @@ def load_trl() -> None:
 
 
 def _longest(config: PreferenceConfig, model) -> int:
-    from rlhf_lab.models.forward import context_length
+    from rlhf_lab.models.inputs import context_length
 
     return min(config.max_length, context_length(model) or config.max_length)
 

@@ -8,8 +8,6 @@ import torch
 from rlhf_lab.data import encode_pair, right_pad
 from rlhf_lab.errors import LabError
 from rlhf_lab.models import Scorer
-from rlhf_lab.models.shards import in_shards
-from rlhf_lab.training.lengths import alike
 
 
 class Ranked(NamedTuple):
@@ -86,19 +84,12 @@ def encode_ratings(rows, tokenizer, max_length: int | None) -> Rated:
 
 
 def head_outputs(scorer: Scorer, pad_id: int, prompts: Sequence[list[int]], replies: Sequence[list[int]]):
-    """(N, n) what the head says of each reply, by the ids of prompts and replies.
-
-    Those of like length go through the model together: padding costs as much as text. In shards all go at once.
-    """
-    texts = [[*prompt, *reply] for prompt, reply in zip(prompts, replies, strict=True)]
-    lengths = [len(text) for text in texts]
-    groups = [list(range(len(texts)))] if in_shards(scorer) else alike(lengths)
-    outputs = []
-    for rows in groups:
-        ids, mask = right_pad([texts[i] for i in rows], pad_id)
-        outputs.append(scorer.sequence_outputs(ids.to(scorer.device), mask.to(scorer.device)))
-    order = torch.tensor([i for rows in groups for i in rows], device=scorer.device)
-    return torch.cat(outputs)[order.argsort()]
+    """(N, n) what the head says of each reply, by the ids of prompts and replies. Equal ones are read once, and tie."""
+    texts = [(*prompt, *reply) for prompt, reply in zip(prompts, replies, strict=True)]
+    place = {text: number for number, text in enumerate(dict.fromkeys(texts))}
+    ids, mask = right_pad(list(place), pad_id)
+    outputs = scorer.sequence_outputs(ids.to(scorer.device), mask.to(scorer.device))
+    return outputs[torch.tensor([place[text] for text in texts], device=scorer.device)]
 
 
 def ranked_scores(scorer: Scorer, pad_id: int, data: Ranked, rows: list[int]):

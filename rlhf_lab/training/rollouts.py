@@ -12,7 +12,6 @@ from rlhf_lab.models import autocast, generate, resolve_precision, response_logp
 from rlhf_lab.models.forward import TokenLogprobs
 from rlhf_lab.models.generation import uniforms
 from rlhf_lab.rewards import Reward, WeightedReward, call_reward
-from rlhf_lab.training.lengths import alike
 from rlhf_lab.training.processes import ALONE, Processes
 
 
@@ -36,37 +35,21 @@ class Rollout(NamedTuple):
     def take(self, rows: torch.Tensor) -> "Rollout":
         """Those rows, without the columns in which none of them has a token."""
         part = Rollout(*(field[rows] for field in self))
-        filled = _filled(part.prompt_mask, part.response_mask)
+        start = int((~part.prompt_mask).all(0).sum())  # left padding: the empty columns come first
+        width = int(part.response_mask.sum(1).max())
         return part._replace(
-            **{name: getattr(part, name)[:, filled.prompt] for name in ("prompt_ids", "prompt_mask")},
+            **{name: getattr(part, name)[:, start:] for name in ("prompt_ids", "prompt_mask")},
             **{
-                name: getattr(part, name)[:, filled.response]
+                name: getattr(part, name)[:, :width]
                 for name in ("response_ids", "response_mask", "old_logp", "ref_logp", "values")
             },
         )
 
 
-class _Filled(NamedTuple):
-    """The columns in which some row has a token."""
-
-    prompt: slice
-    response: slice
-
-
-def _filled(prompt_mask: torch.Tensor, response_mask: torch.Tensor) -> _Filled:
-    start = int((~prompt_mask).all(0).sum())  # left padding: the empty columns come first
-    return _Filled(slice(start, None), slice(None, int(response_mask.sum(1).max())))
-
-
-def like_length(prompt_mask, response_mask, rows: torch.Tensor, *, most: int, together: bool) -> list[torch.Tensor]:
-    """Those rows in groups to be read at once: of like length, and at most `most` of them, 0 = any number.
-
-    together: cut in their order, so that processes that share the weights make as many calls.
-    """
-    if together:
-        return list(rows.split(most or len(rows)))
-    lengths = (prompt_mask[rows].sum(1) + response_mask[rows].sum(1)).tolist()
-    return [rows[torch.tensor(group)] for group in alike(lengths, within=0.9, least=1024, most=most)]
+def micro_batches(response_mask: torch.Tensor, rows: torch.Tensor, most: int) -> list[torch.Tensor]:
+    """Those rows, at most `most` at a time, 0 = all at once. Like lengths lie together, longest first."""
+    order = response_mask[rows].sum(1).argsort(descending=True, stable=True)
+    return list(rows[order].split(most or len(rows)))
 
 
 @dataclass
@@ -186,19 +169,17 @@ def _sample_and_read(
         )
         read = (prompt_ids, prompt_mask, sampled.response_ids, sampled.response_mask)
         drawn = time.perf_counter()
-        groups = like_length(
-            prompt_mask, read[3], torch.arange(len(rows)), most=config.micro_batch_size, together=processes.sharded
-        )
+        parts = micro_batches(read[3], torch.arange(len(rows), device=policy.device), config.micro_batch_size)
         options = {"temperature": config.temperature}
-        ref_logp, _ = _by_group(groups, read, lambda *part: response_logprobs(reference, *part, **options))
+        ref_logp, _ = _in_parts(parts, read, lambda *part: response_logprobs(reference, *part, **options))
         with torch.set_grad_enabled(first is not None):
             entropy = {"with_entropy": "no_grad"} if first else {}
             ours = TokenLogprobs(
-                *_by_group(groups, read, lambda *part: response_logprobs(policy, *part, **options, **entropy))
+                *_in_parts(parts, read, lambda *part: response_logprobs(policy, *part, **options, **entropy))
             )
             values = torch.zeros_like(ref_logp)
             if critic is not None:
-                (values,) = _by_group(groups, read, lambda *part: (response_values(critic, *part),))
+                (values,) = _in_parts(parts, read, lambda *part: (response_values(critic, *part),))
         if first is not None:
             first.logp, first.entropy, first.values = ours.logp, ours.entropy, values
     scores = call_reward(
@@ -222,26 +203,11 @@ def _sample_and_read(
     )
 
 
-def _by_group(groups: list[torch.Tensor], read: tuple, numbers) -> list[torch.Tensor | None]:
-    """(B, T) of each of the `numbers` said of a group's prompts, replies and masks, without their empty columns."""
-    prompt_ids, prompt_mask, response_ids, response_mask = read
-    said, columns = [], []
-    for rows in groups:
-        filled = _filled(prompt_mask[rows], response_mask[rows])
-        prompts = (field[rows][:, filled.prompt] for field in (prompt_ids, prompt_mask))
-        replies = (field[rows][:, filled.response] for field in (response_ids, response_mask))
-        said.append(numbers(*prompts, *replies))
-        columns.append(filled.response)
-    return [_put_together(groups, columns, parts, response_ids) for parts in zip(*said, strict=True)]
-
-
-def _put_together(groups, columns, parts, like: torch.Tensor) -> torch.Tensor | None:
-    if parts[0] is None:
-        return None
-    whole = torch.zeros(like.shape, device=like.device)
-    for rows, place, part in zip(groups, columns, parts, strict=True):
-        whole[rows, place] = part
-    return whole
+def _in_parts(parts: list[torch.Tensor], read: tuple, numbers) -> list[torch.Tensor | None]:
+    """(B, T) of each of the `numbers` said of a part's prompts, replies and masks."""
+    said = zip(*(numbers(*(field[rows] for field in read)) for rows in parts), strict=True)
+    order = torch.cat(parts).argsort()
+    return [None if one[0] is None else torch.cat(one)[order] for one in said]
 
 
 def _on_cpu(part: Rollout, last: dict) -> tuple[Rollout, dict]:

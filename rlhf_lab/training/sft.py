@@ -74,7 +74,7 @@ def sft_trainer(
     from transformers.trainer_callback import PrinterCallback
     from trl import SFTTrainer
 
-    from rlhf_lab.models.forward import context_length
+    from rlhf_lab.models.inputs import context_length
 
     if hasattr(model, "get_base_model"):  # an adapter on a shared base: trainers want a model of transformers
         model = model.get_base_model()

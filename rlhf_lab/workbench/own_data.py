@@ -4,7 +4,7 @@ from pathlib import Path
 
 from rlhf_lab import data
 from rlhf_lab.errors import LabError
-from rlhf_lab.models.forward import context_length
+from rlhf_lab.models.inputs import context_length
 from rlhf_lab.workbench.artefacts import source
 
 

@@ -94,7 +94,7 @@ def test_replies_are_those_of_the_plain_way(architecture):
 
 
 def test_what_a_llama_step_does_not_compute_goes_the_models_own_way(llama_dir, capsys, monkeypatch):
-    monkeypatch.setattr("rlhf_lab.models.generation._told", set())
+    monkeypatch.setattr("rlhf_lab.models.inputs._told", set())
     llama = tiny("llama")
     cache = roomy_cache(llama.config, 4)
     hooked = copy.deepcopy(llama)

@@ -7,7 +7,7 @@ from transformers import AutoModelForCausalLM, AutoModelForSequenceClassificatio
 
 from rlhf_lab.errors import LabError
 from rlhf_lab.models import load_policy, load_scorer, response_logprobs, response_values
-from rlhf_lab.models.forward import accepts, positions
+from rlhf_lab.models.inputs import accepts, positions
 
 from .tiny_models import CONTEXT, VOCABULARY
 
@@ -63,9 +63,9 @@ def test_padding_changes_no_gradient(policy_dir, batch):
 
 def test_logits_of_the_reply_only(llama_dir, batch):
     policy, widths = load_policy(llama_dir), []
-    policy.lm_head.register_forward_hook(lambda module, args, logits: widths.append(logits.shape[1]))
+    policy.lm_head.register_forward_hook(lambda module, args, logits: widths.append(logits.shape[:-1].numel()))
     response_logprobs(policy, *batch.tensors)
-    assert widths == [batch.response_ids.shape[1]]
+    assert widths == [int(batch.response_mask.sum())]  # and of real tokens only
 
 
 def test_a_model_that_cannot_keep_only_some_logits_gives_the_same(gpt2_dir, batch):

@@ -77,14 +77,22 @@ def test_order_and_batching_change_nothing(scorer, tokenizer, plain_score, batch
     assert found == reward(prompt_ids=prompts, completion_ids=replies)  # twice the same, to the bit
 
 
-def test_batches_hold_rows_of_like_length(scorer, tokenizer):
-    widths, rows = [], [[5] * length for length in (9, 2, 8, 3, 9, 2, 8, 3)]
-    hook = scorer.model.get_input_embeddings().register_forward_hook(
-        lambda module, args, out: widths.append(args[0].shape[1])
-    )
+def test_batches_hold_rows_of_like_length(scorer, tokenizer, monkeypatch):
+    widths, rows = [], [[5 + place] * length for place, length in enumerate((9, 2, 8, 3, 9, 2, 8, 3))]
+    plain = scorer.sequence_scores
+    monkeypatch.setattr(scorer, "sequence_scores", lambda ids, mask: widths.append(ids.shape) or plain(ids, mask))
     ModelReward(scorer, tokenizer, tokenizer, batch_size=2)(prompt_ids=rows, completion_ids=[[6]] * 8)
-    hook.remove()
-    assert sorted(widths) == [3, 4, 9, 10]
+    assert widths == [(2, 3), (2, 4), (2, 9), (2, 10)]
+
+
+def test_equal_replies_are_read_once_and_tie_to_the_bit(scorer, tokenizer, monkeypatch):
+    read, plain = [], scorer.sequence_scores
+    monkeypatch.setattr(scorer, "sequence_scores", lambda ids, mask: read.append(len(ids)) or plain(ids, mask))
+    rows = [[5, 6, 7], [8, 9], [5, 6, 7], [9, 8], [5, 6, 7]]
+    found = ModelReward(scorer, tokenizer, tokenizer)(prompt_ids=rows, completion_ids=[[6, 1]] * 5)
+    assert found[0] == found[2] == found[4]
+    assert len(set(found)) == 3
+    assert read == [3]
 
 
 def test_shift_is_subtracted(reward_dir, tokenizer):
@@ -103,7 +111,7 @@ def test_a_progress_bar_on_long_work_only_and_only_where_someone_watches(
     reward = ModelReward(scorer, tokenizer, tokenizer, batch_size=1)
     for rows in (20, 21):
         monkeypatch.setattr(sys.stderr, "isatty", lambda: watched, raising=False)
-        reward(prompt_ids=[[5]] * rows, completion_ids=[[6]] * rows)
+        reward(prompt_ids=[[5 + row] for row in range(rows)], completion_ids=[[6]] * rows)
         assert ("scoring" in capsys.readouterr().err) == (rows > 20 and watched)
 
 

@@ -11,7 +11,7 @@ from tiny import EOS, PAD, make_scorer, make_tokenizer, same, weights_of
 
 from rlhf_lab.errors import LabError, RunFailed
 from rlhf_lab.models import load_scorer
-from rlhf_lab.training.reward_data import alike, head_outputs
+from rlhf_lab.training.reward_data import head_outputs
 from rlhf_lab.training.reward_model import (
     RewardModelConfig,
     evaluate_reward_model,
@@ -348,17 +348,10 @@ def test_the_oracle_reads_the_last_token():
     assert plain_score(scorer, "w2", "w3") == pytest.approx((scorer.head.weight[0] @ hidden).item(), abs=1e-5)
 
 
-def test_like_lengths_are_grouped():
-    """Longest first: 10, 9 and 8 are at least 0.75 of 10; 7 begins anew and takes 6, not 5."""
-    assert alike([5, 10, 7, 8, 6, 9]) == [[1, 5, 3], [2, 4], [0]]
-    assert alike([3]) == [[0]] and alike([]) == []
-
-
-def test_the_grouping_of_lengths_changes_no_output():
+def test_what_is_read_together_changes_no_output():
     scorer, tokenizer = make_scorer(), make_tokenizer()
     texts = [("w2 w3 w4 w5 w6 w7", "w8 w9"), ("w2", "w3"), ("w4 w5", "w6 w7 w8")]
     ids = [[tokenizer.encode(part) for part in pair] for pair in texts]
     together = head_outputs(scorer, PAD, *zip(*ids, strict=True))
     alone = torch.cat([head_outputs(scorer, PAD, [prompt], [reply]) for prompt, reply in ids])
-    assert len(alike([sum(map(len, pair)) for pair in ids])) == 3
     torch.testing.assert_close(together, alone, atol=1e-6, rtol=1e-5)

@@ -46,7 +46,8 @@ def test_the_sandbox_model_by_hand(sandbox):
     assert sandbox.matrix == 2 * layer == 395_264
     assert sandbox.parameters == 130 * 128 + 2 * (layer + 2 * 128) + 128 == 412_544
     assert sandbox.through == 2 * (4 * (128 + 128) + 3 * (128 + 344)) == 4_880
-    assert sandbox[5:] == (128, 128, 128 * 130, 130, 128 * 344)  # queries, keys, head, outputs, largest
+    assert sandbox.last == layer - 2 * 128 * 128  # all but keys and values
+    assert sandbox[6:] == (128, 128, 128 * 130, 130, 128 * 344)  # queries, keys, head, outputs, largest
 
 
 @pytest.mark.parametrize("architecture", ["llama", "gpt2"])
@@ -80,10 +81,22 @@ def test_flops_are_those_that_torch_counts():
     assert batched == 3 * once.attention
 
 
+def test_the_last_layer_is_counted_where_it_is_read():
+    policy, config = make_policy(), make_config(batch_size=8)
+    batch = sample(policy, None, config, prompts=["w2 w3 w4"] * 8)
+    mask = torch.ones_like(batch.response_mask)
+    shape, length = shape_of(policy.config), 3 + mask.shape[1] - 1
+    assert 0 < shape.last < shape.matrix
+    with FlopCounterMode(display=False) as counter:
+        response_logprobs(policy, *batch[:3], mask)
+    by_kind = {str(kind): flops for kind, flops in counter.get_flop_counts()["Global"].items()}
+    assert by_kind["aten.mm"] == forward(shape, *mask.shape[:1], length, mask.shape[1]).flops
+
+
 def test_generation_is_the_prompt_and_a_step_for_each_further_token():
     """Two rows, three tokens of prompt, four of reply: steps that look back at 4, 5 and 6 tokens."""
-    shape = Shape(parameters=1000, layers=2, width=8, matrix=600, through=90, queries=8, keys=4, head=80, outputs=10,
-                  largest=80)  # fmt: skip
+    shape = Shape(parameters=1000, layers=2, width=8, matrix=600, last=200, through=90, queries=8, keys=4, head=80,
+                  outputs=10, largest=80)  # fmt: skip
     work = generation(shape, 2, 3, 4)
     assert work.tokens == 2 * (3 + 3)
     assert work.kernels == 4 * (2 + 2)

@@ -18,7 +18,7 @@ from rlhf_lab.config import Config
 from rlhf_lab.data import encode_prompt, left_pad, render_chat
 from rlhf_lab.errors import LabError
 from rlhf_lab.judges.protocol import Verdict
-from rlhf_lab.models.forward import accepts, context_length, model_inputs
+from rlhf_lab.models.inputs import accepts, context_length, model_inputs
 
 _FIELDS = {"prompt", "first", "second"}
 _LONG_WORK = 20  # batches; beyond this a progress bar is shown

@@ -14,7 +14,7 @@ from rlhf_lab.errors import LabError
 from rlhf_lab.judges.backends.completions import Completion, Request
 from rlhf_lab.judges.backends.language_model import next_token_logprobs, spelled_out
 from rlhf_lab.models import generate
-from rlhf_lab.models.forward import context_length
+from rlhf_lab.models.inputs import context_length
 
 # Of a model's config: where its files lie and who wrote them, and what the weights themselves tell.
 _NO_PART = ("_name_or_path", "transformers_version", "architectures", "dtype", "torch_dtype")

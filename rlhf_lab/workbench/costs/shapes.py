@@ -17,6 +17,7 @@ class Shape(NamedTuple):
     parameters: all weights, tied ones once; largest: those of the largest tensor
     layers, width: of the trunk, and of its hidden state
     matrix: multiply-adds of the trunk's linear layers, a token
+    last: of these, those of the last layer that are spared where nothing is read; 0 where a model spares none
     through: their inputs and outputs, elements a token
     queries, keys: width of all queries of a layer, and of all its keys (the values are as wide)
     head: multiply-adds of what is behind the trunk, a position
@@ -27,6 +28,7 @@ class Shape(NamedTuple):
     layers: int
     width: int
     matrix: int
+    last: int
     through: int
     queries: int
     keys: int
@@ -50,6 +52,7 @@ def shape_of(config, *, outputs: int | None = None) -> Shape:
         layers=config.num_hidden_layers,
         width=config.hidden_size,
         matrix=sum(weight.numel() for weight in inner.values()),
+        last=sum(weight.numel() for name, weight in inner.items() if _spared(trunk, name)),
         through=sum(sum(weight.shape) for weight in inner.values()),
         queries=heads * head_dim,
         keys=(getattr(config, "num_key_value_heads", None) or heads) * head_dim,
@@ -87,6 +90,14 @@ def _linear(model) -> dict[str, torch.Tensor]:
     from transformers.pytorch_utils import Conv1D
 
     return {name: layer.weight for name, layer in model.named_modules() if isinstance(layer, nn.Linear | Conv1D)}
+
+
+def _spared(trunk, name: str) -> bool:
+    """Whether it is a layer that `packed.py` computes only where its output is wanted."""
+    from rlhf_lab.models.packed import qualifies  # here and not above: transformers takes seconds to import
+
+    last = f"layers.{trunk.config.num_hidden_layers - 1}."
+    return last in name and not name.endswith(("k_proj", "v_proj")) and qualifies(trunk)
 
 
 def _prefix(model) -> str:

@@ -48,7 +48,7 @@ def forward(shape: Shape, rows: float, length: float, read: float) -> Work:
     return Work(
         tokens=tokens,
         kernels=shape.layers + 2,
-        flops=2 * tokens * shape.matrix + 2 * rows * read * shape.head,
+        flops=2 * (tokens * shape.matrix - rows * (length - read) * shape.last + rows * read * shape.head),
         attention=4 * rows * length**2 * shape.layers * shape.queries,
         elements=tokens * shape.through,
         logits=rows * read * (shape.outputs if shape.outputs > 1 else 0),
@@ -76,6 +76,7 @@ def training(shape: Shape, rows: float, length: float, read: float, *, adapter: 
 def generation(shape: Shape, rows: float, prompt: float, reply: float) -> Work:
     """Prompts read once, then a pass for each further token with what came before in the cache."""
     steps = reply - 1
+    shape = shape._replace(last=0)  # the cache is filled by the model's own forward
     step = forward(shape, rows, 1, 1)._replace(attention=0.0)
     seen = steps * prompt + steps * (steps + 1) / 2  # tokens that the steps look back at, one's own included
     return forward(shape, rows, prompt, 1).plus(
