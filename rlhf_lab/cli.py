@@ -88,6 +88,7 @@ def _parser() -> argparse.ArgumentParser:
         "summarise", help="mean and interval of recorded results", description=_summarise.__doc__
     )
     summary.add_argument("file", help="a file of recorded results, such as experiments/reference/quickstart.jsonl")
+    summary.add_argument("--figure", default="", metavar="FILE.png", help="draw a study's figure over seeds")
     summary.set_defaults(call=_summarise)
 
     compare = commands.add_parser("compare", help="runs side by side", description=_compare.__doc__)
@@ -172,9 +173,11 @@ def _run(options: argparse.Namespace) -> int:
 
 def _summarise(options: argparse.Namespace) -> int:
     """Mean and 95% interval of every number in a file of recorded results, the seed as the unit."""
-    from rlhf_lab.workbench.reference import as_text
+    from rlhf_lab.workbench.reference import as_text, draw
 
     print(as_text(options.file))
+    if options.figure:
+        draw(options.file, options.figure)
     return 0
 
 

@@ -8,15 +8,17 @@ from collections.abc import Iterator
 
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 from rlhf_lab.maths.shapes import check_shapes
 
 _PIECE = 2**18  # logits in a piece: what lies between fits into a processor's cache
+_PIECE_GPU = 2**26  # where each piece costs a launch
 
 
 def _pieces(logits: Tensor, *others: Tensor) -> Iterator[tuple[Tensor, ...]]:
     """Views (1, n, V) of the logits (B, T, V), with those (1, n) of the others (B, T)."""
-    n = max(1, _PIECE // logits.shape[-1])
+    n = max(1, (_PIECE if logits.device.type == "cpu" else _PIECE_GPU) // logits.shape[-1])
     for rows in zip(logits.split(1), *(other.split(1) for other in others), strict=True):
         yield from zip(*(part.split(n, dim=1) for part in rows), strict=True)
 
@@ -58,6 +60,7 @@ class _TokenLogprobs(torch.autograd.Function):
         return _widened(logits.gather(-1, tokens.unsqueeze(-1)).squeeze(-1)) - whole
 
     @staticmethod
+    @once_differentiable
     def backward(ctx, gradient: Tensor) -> tuple[Tensor, None]:
         logits, tokens, whole = ctx.saved_tensors
         out = torch.empty_like(logits)

@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from rlhf_lab.maths.logprobs import token_entropy, token_logprobs
-from rlhf_lab.models.hidden import hidden_states, like_length, packed_head, spread
+from rlhf_lab.models.hidden import hidden_states, like_length, spread, trunk_and_head
 from rlhf_lab.models.inputs import accepts, model_inputs
 
 
@@ -56,9 +56,9 @@ def response_logprobs(
         empty = torch.zeros(response_ids.shape, device=response_ids.device)
         return TokenLogprobs(empty, empty if with_entropy else None)
     ids, mask = _states(prompt_ids, prompt_mask, response_ids, response_mask)
-    inner = model.get_base_model() if hasattr(model, "get_base_model") else model  # with its adapter on
-    if (head := packed_head(inner)) is not None:
-        logits = head(hidden_states(inner.base_model, ids, mask, _before(response_mask, prompt_ids.shape[1])))[None]
+    if (parts := trunk_and_head(model)) is not None:
+        trunk, head = parts
+        logits = head(hidden_states(trunk, ids, mask, _before(response_mask, prompt_ids.shape[1])))[None]
         found = _read_logits(logits, response_ids[response_mask][None], temperature, with_entropy)
         return TokenLogprobs(*(part if part is None else spread(part[0], response_mask) for part in found))
     groups = like_length(model, mask)

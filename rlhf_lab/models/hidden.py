@@ -12,6 +12,8 @@ from torch import Tensor
 from rlhf_lab.models.inputs import model_inputs, tell_once
 from rlhf_lab.models.shards import in_shards
 
+_OWN_WAY = "reading: {} goes through its own forward; only plain models like Llama spare padding"
+
 
 def hidden_states(trunk, ids: Tensor, mask: Tensor, wanted: Tensor) -> Tensor:
     """The last hidden states at wanted positions.
@@ -40,16 +42,31 @@ def reads_packed(trunk) -> bool:
 
     if packed.qualifies(trunk):
         return True
-    tell_once(f"reading: {type(trunk).__name__} goes through its own forward; models like Llama spare the padding")
+    tell_once(_OWN_WAY.format(type(trunk).__name__))
     return False
 
 
-def packed_head(model):
-    """The head of a causal language model that can be applied to some hidden states alone; None where it is not so."""
-    trunk = getattr(model, "base_model", model)
-    if trunk is model or "forward" in vars(model) or model._forward_hooks or model._forward_pre_hooks:
+def trunk_and_head(model):
+    """Both of a language model whose head can be applied to some hidden states of its trunk alone; else None."""
+    from rlhf_lab.models.llama_step import KINDS
+
+    inner = model
+    if hasattr(model, "get_base_model"):  # adapters lie in the layers, but for those that PEFT applies from outside
+        settings = getattr(model, "active_peft_config", None)
+        outside = settings and (settings.is_prompt_learning or getattr(settings, "alora_invocation_tokens", None))
+        if outside or changed(model):
+            return None
+        inner = model.get_base_model()
+    if type(inner) not in KINDS or changed(inner):  # others may do more behind the head
+        tell_once(_OWN_WAY.format(type(inner).__name__))
         return None
-    return model.lm_head if reads_packed(trunk) and type(model).__name__.endswith("ForCausalLM") else None
+    return (inner.model, inner.lm_head) if reads_packed(inner.model) else None
+
+
+def changed(module) -> bool:
+    """Whether a module's forward was patched, or something looks at it or alters it."""
+    hooks = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
+    return "forward" in vars(module) or any(getattr(module, name) for name in hooks)
 
 
 def like_length(model, mask: Tensor) -> list[Tensor]:

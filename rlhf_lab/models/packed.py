@@ -9,7 +9,7 @@ those whose forward was changed, go through their own forward.
 from typing import NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 from transformers.models.llama.modeling_llama import LlamaModel
 from transformers.models.mistral.modeling_mistral import MistralModel
@@ -17,36 +17,40 @@ from transformers.models.qwen2.modeling_qwen2 import Qwen2Model
 from transformers.models.qwen3.modeling_qwen3 import Qwen3Model
 
 from rlhf_lab.models.attention import NAME
-from rlhf_lab.models.hidden import alike
+from rlhf_lab.models.hidden import alike, changed
 
 KINDS = (LlamaModel, MistralModel, Qwen2Model, Qwen3Model)
+_PARTS = ("input_layernorm", "self_attn", "post_attention_layernorm", "mlp")
 
 
 def qualifies(trunk) -> bool:
     """Whether `hidden_states` computes what this trunk of a model would."""
-    config = trunk.config
-    if type(trunk) not in KINDS or config.hidden_act != "silu" or config._attn_implementation not in ("sdpa", NAME):
+    if type(trunk) not in KINDS:
         return False
-    if "dynamic" in trunk.rotary_emb.rope_type or any(kind != "full_attention" for kind in _kinds(config)):
+    config, rope = trunk.config, trunk.rotary_emb.rope_type
+    if config.hidden_act != "silu" or config._attn_implementation not in ("sdpa", NAME):
+        return False
+    if "dynamic" in rope or rope == "longrope" or _slides(trunk):  # these look at how long the longest row is
         return False
     if getattr(trunk, "gradient_checkpointing", False):
         return False
-    if any(layer.self_attn.training and layer.self_attn.attention_dropout for layer in trunk.layers):
+    layers = list(trunk.layers)
+    own = [trunk.norm, *layers, *(getattr(layer, name) for layer in layers for name in _PARTS)]
+    if hasattr(layers[0].self_attn, "q_norm"):
+        own += [norm for layer in layers for norm in (layer.self_attn.q_norm, layer.self_attn.k_norm)]
+    if any(type(module).__module__ != type(trunk).__module__ for module in own):  # an adapter's own, say
         return False
-    names = ("input_layernorm", "self_attn", "post_attention_layernorm", "mlp")
-    parts = [part for layer in trunk.layers for part in (layer, *(getattr(layer, name) for name in names))]
-    return not any(_changed(module) for module in (trunk, trunk.norm, *parts))
+    if any(layer.self_attn.training and layer.self_attn.attention_dropout for layer in layers):
+        return False
+    return not any(changed(module) for module in (trunk, *own, *(layer.mlp.act_fn for layer in layers)))
 
 
-def _kinds(config) -> list[str]:
-    window = getattr(config, "sliding_window", None)
-    return getattr(config, "layer_types", None) or ["sliding_attention" if window else "full_attention"]
-
-
-def _changed(module: nn.Module) -> bool:
-    return bool(
-        "forward" in vars(module) or module._forward_hooks or module._forward_pre_hooks or module._backward_hooks
-    )
+def _slides(trunk) -> bool:
+    """Whether a layer looks back at some tokens only."""
+    config = trunk.config
+    if isinstance(trunk, MistralModel):
+        return config.sliding_window is not None
+    return any(kind != "full_attention" for kind in getattr(config, "layer_types", None) or [])
 
 
 class _Group(NamedTuple):
@@ -64,19 +68,20 @@ def hidden_states(trunk, ids: Tensor, mask: Tensor, wanted: Tensor) -> Tensor:
 
     Rows are padded on either side or both; a wanted position is a real one. In the order of `wanted.nonzero()`.
     """
-    found = alike(mask.sum(dim=1).tolist(), within=0.75)
+    lengths, many = mask.sum(dim=1).tolist(), wanted.sum(dim=1).tolist()
+    found = alike(lengths, within=0.75)
     order = torch.tensor([row for rows in found for row in rows], device=ids.device)
     number = (wanted.flatten().cumsum(0) - 1).view(wanted.shape)[order]  # of each wanted position in what is returned
     ids, mask, wanted = ids[order], mask[order], wanted[order]
     places = (mask.long().cumsum(dim=1) - 1)[mask]  # (N,) each token's position in its row
     asked = wanted[mask].nonzero().squeeze(1)  # (W,) where in the tokens
-    groups = _groups([len(rows) for rows in found], mask, wanted, places)
+    groups = _groups(found, lengths, many, places, asked)
     hidden = trunk.embed_tokens(ids[mask])
     cos, sin = (table[0, :, None] for table in trunk.rotary_emb(hidden[None], places[None]))
     half = cos.shape[-1] // 2
     turn = cos, torch.cat([-sin[..., :half], sin[..., half:]], dim=-1)
-    for number_of, layer in enumerate(trunk.layers):
-        last = asked if number_of == len(trunk.layers) - 1 else None
+    for depth, layer in enumerate(trunk.layers):
+        last = asked if depth == len(trunk.layers) - 1 else None
         read = _lowered(_norm(layer.input_layernorm, hidden))
         hidden = _rows(hidden, last) + _attend(layer.self_attn, read, turn, groups, last)
         read, mlp = _lowered(_norm(layer.post_attention_layernorm, hidden)), layer.mlp
@@ -84,27 +89,18 @@ def hidden_states(trunk, ids: Tensor, mask: Tensor, wanted: Tensor) -> Tensor:
     return _norm(trunk.norm, hidden).index_select(0, number[wanted].argsort())
 
 
-def _groups(sizes: list[int], mask: Tensor, wanted: Tensor, places: Tensor) -> list[_Group]:
-    """Consecutive rows in groups of those sizes."""
-    groups, first, tokens, asked = [], 0, 0, 0
-    lengths, many = mask.sum(dim=1), wanted.sum(dim=1)
-    for size in sizes:
-        rows = slice(first, first + size)
-        width, n, m = int(lengths[rows].max()), int(lengths[rows].sum()), int(many[rows].sum())
-        slots = torch.arange(size, device=mask.device).repeat_interleave(lengths[rows]) * width
-        slots = slots + places[tokens : tokens + n]
-        slots_asked = slots[wanted[rows][mask[rows]]]
-        padded = n < size * width
-        groups.append(
-            _Group(
-                slice(tokens, tokens + n),
-                slice(asked, asked + m),
-                slots if padded else None,
-                slots_asked,
-                (size, width),
-            )
-        )
-        first, tokens, asked = first + size, tokens + n, asked + m
+def _groups(found: list[list[int]], lengths: list[int], many: list[int], places: Tensor, asked: Tensor) -> list[_Group]:
+    """The groups of rows, whose tokens follow one another in this order. many: tokens asked for in each row."""
+    groups, first, before = [], 0, 0
+    for rows in found:
+        real = [lengths[row] for row in rows]
+        width, n, m = max(real), sum(real), sum(many[row] for row in rows)
+        slots = torch.repeat_interleave(torch.tensor(real, device=places.device), output_size=n) * width
+        slots = slots + places[first : first + n]
+        wanted = slots[asked[before : before + m] - first]
+        tokens, padded = slice(first, first + n), n < len(rows) * width
+        groups.append(_Group(tokens, slice(before, before + m), slots if padded else None, wanted, (len(rows), width)))
+        first, before = first + n, before + m
     return groups
 
 

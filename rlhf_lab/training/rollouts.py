@@ -49,12 +49,15 @@ class Rollout(NamedTuple):
 def micro_batches(response_mask: torch.Tensor, rows: torch.Tensor, most: int) -> list[torch.Tensor]:
     """Those rows, at most `most` at a time, 0 = all at once. Like lengths lie together, longest first."""
     order = response_mask[rows].sum(1).argsort(descending=True, stable=True)
-    return list(rows[order].split(most or len(rows)))
+    return list(rows[order.to(rows.device)].split(most or len(rows)))
 
 
 @dataclass
 class FirstPass:
-    """What policy and critic said of a whole rollout, with the gradient. `rollout` fills it, the first step uses it."""
+    """What policy and critic said of a whole rollout, with the gradient. `rollout` fills it, the first step uses it.
+
+    The activations of both lie in memory from the scoring on.
+    """
 
     logp: torch.Tensor | None = None  # (B, T)
     entropy: torch.Tensor | None = None  # (B, T), without a gradient
@@ -169,6 +172,7 @@ def _sample_and_read(
         )
         read = (prompt_ids, prompt_mask, sampled.response_ids, sampled.response_mask)
         drawn = time.perf_counter()
+        torch.clear_autocast_cache()  # its casts of the weights were made without a gradient
         parts = micro_batches(read[3], torch.arange(len(rows), device=policy.device), config.micro_batch_size)
         options = {"temperature": config.temperature}
         ref_logp, _ = _in_parts(parts, read, lambda *part: response_logprobs(reference, *part, **options))

@@ -7,6 +7,7 @@ import json
 import os
 import platform
 from importlib import import_module
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,8 @@ from rlhf_lab.workbench.experiments.record import ExperimentRecord, StageRecord
 from rlhf_lab.workbench.intervals import mean_interval
 from rlhf_lab.workbench.records import read_jsonl
 from rlhf_lab.workbench.writing import append_line, make_folder
+
+_STUDIES = "rlhf_lab.workbench.studies"
 
 
 def record_results(experiment: ExperimentRecord, file: str | Path) -> None:
@@ -83,9 +86,8 @@ def as_text(file: str | Path) -> str:
         from rlhf_lab.workbench.studies.algorithm_results import over_seeds, recorded
 
         table = over_seeds(recorded(Path(file).resolve()))
-    elif rows and str(rows[-1].get("study", "")).isidentifier():  # for each unit and seed, as 10 and on write them
-        results = import_module(f"rlhf_lab.workbench.studies.{rows[-1]['study']}_results")
-        table = results.tables(Path(file).resolve())
+    elif study := _study(rows):  # a line for each unit and seed, as 10 and on write them
+        table = import_module(f"{_STUDIES}.{study}_results").tables(Path(file).resolve())
     elif rows and "/" in rows[-1].get("unit", ""):  # for each round of each arm, as 08 writes them
         from rlhf_lab.workbench.studies.human_feedback_results import tables
 
@@ -98,3 +100,23 @@ def as_text(file: str | Path) -> str:
         table = summarise(file).round(3)
     with pd.option_context("display.max_rows", None, "display.max_columns", None, "display.width", 160):
         return f"{table}\nseeds {json.dumps(seeds)}, 95% intervals by Student's t over seeds"
+
+
+def draw(file: str | Path, out: str | Path) -> None:
+    """Write the figure of a study (10 and on) over its recorded seeds.
+
+    Errors: `LabError` for results of another kind, or where none are recorded.
+    """
+    study = _study(read_jsonl(Path(file), ("seed",)))
+    if not study:
+        raise LabError(f"{file}: holds no results of a study, so there is no figure; see experiments/studies")
+    drawn_apart = find_spec(f"{_STUDIES}.{study}_figures")
+    figures = import_module(f"{_STUDIES}.{study}_{'figures' if drawn_apart else 'results'}")
+    recorded = import_module(f"{_STUDIES}.{study}_results").recorded(Path(file).resolve())
+    figures.figure(recorded.units).savefig(out, dpi=110)
+
+
+def _study(rows: list[dict[str, Any]]) -> str:
+    """The study that wrote these lines, or ""."""
+    name = str(rows[-1].get("study", "")) if rows else ""
+    return name if name.isidentifier() else ""

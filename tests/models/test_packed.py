@@ -7,7 +7,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from torch.nn import functional as F
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, LlamaForCausalLM
 from transformers.modeling_outputs import CausalLMOutput
 
 from rlhf_lab.maths import logprobs as logprobs_module
@@ -46,17 +46,52 @@ def went(monkeypatch):
     return calls
 
 
-@pytest.mark.parametrize("scaled", [False, True])
-@pytest.mark.parametrize("architecture", LIKE_LLAMA)
-def test_hidden_states_and_gradients_are_those_of_each_row_alone(architecture, scaled, went):
-    rope = {"rope_type": "linear", "factor": 2.0} if scaled else {"rope_type": "default"}
-    trunk = tiny(architecture, rope_parameters=rope | {"rope_theta": 10.0}).base_model
-    found, ours = with_gradients(trunk, hidden_states, IDS, MASK, WANTED)
-    wanted, theirs = with_gradients(trunk, row_by_row, IDS, MASK, WANTED)
-    assert went
-    assert torch.allclose(found, wanted, atol=1e-5)
+ROPES = {
+    "plain": {"rope_type": "default"},
+    "linear": {"rope_type": "linear", "factor": 2.0},
+    "llama3": {"rope_type": "llama3", "factor": 4.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
+               "original_max_position_embeddings": 16},
+    "yarn": {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 16},
+}  # fmt: skip
+
+
+def both_ways(trunk, ids, mask, wanted):
+    """The same states and gradients, here and row by row."""
+    found, ours = with_gradients(trunk, hidden_states, ids, mask, wanted)
+    expected, theirs = with_gradients(trunk, row_by_row, ids, mask, wanted)
+    assert torch.allclose(found, expected, atol=1e-5)
     for name, gradient in theirs.items():
         assert torch.allclose(ours[name], gradient, atol=1e-5 * gradient.abs().max().item() + 1e-7), name
+
+
+@pytest.mark.parametrize("rope", ROPES)
+@pytest.mark.parametrize("architecture", LIKE_LLAMA)
+def test_hidden_states_and_gradients_are_those_of_each_row_alone(architecture, rope, went):
+    trunk = tiny(architecture, rope_parameters=ROPES[rope] | {"rope_theta": 10.0}).base_model
+    both_ways(trunk, IDS, MASK, WANTED)
+    assert went
+
+
+@pytest.mark.parametrize(
+    "changes", [{"attention_bias": True, "mlp_bias": True}, {"head_dim": 12}, {"num_key_value_heads": 1}]
+)
+def test_biases_wide_heads_and_a_single_head_of_keys(changes, went):
+    both_ways(tiny("llama", **changes).base_model, IDS, MASK, WANTED)
+    both_ways(tiny("llama", **changes).base_model, IDS[1:2], MASK[1:2], WANTED[1:2])
+    assert len(went) == 2
+
+
+@pytest.mark.parametrize("architecture", LIKE_LLAMA)
+def test_rows_of_many_lengths_attend_in_groups(architecture, went, monkeypatch):
+    cut = []
+    monkeypatch.setattr(packed, "alike", lambda n, within: cut.append(alike(n, within=within, least=0)) or cut[-1])
+    lengths = torch.tensor([12, 3, 12, 5, 1, 4])
+    mask = torch.arange(12) >= 12 - lengths[:, None]
+    ids = torch.randint(3, VOCABULARY, mask.shape, generator=torch.Generator().manual_seed(5))
+    wanted = mask & (torch.arange(12) >= torch.tensor([9, 10, 5, 9, 12, 11])[:, None])  # nothing in the row of one
+    both_ways(tiny(architecture).base_model, ids, mask, wanted)
+    assert [len(group) for group in cut[0]] == [2, 2, 1, 1]
+    assert went
 
 
 @pytest.mark.parametrize("architecture", LIKE_LLAMA)
@@ -89,24 +124,34 @@ def hooked(module):
 def test_a_trunk_that_does_more_goes_its_own_way(went, capsys, monkeypatch):
     monkeypatch.setattr("rlhf_lab.models.inputs._told", set())
     dropping = tiny("llama", attention_dropout=0.2)
-    patched, watched, layered, normed = (tiny("llama") for _ in range(4))
+    patched, watched, layered, normed, steered, headed = (tiny("llama") for _ in range(6))
     patched.base_model.forward = tiny("llama").base_model.forward
     hooked(watched.base_model.layers[1].mlp)
     hooked(layered.base_model.layers[0])
     hooked(normed.base_model.norm)
+    hooked(steered.base_model.layers[0].mlp.act_fn)
+    headed.base_model.layers[1].input_layernorm = torch.nn.RMSNorm(32).requires_grad_(False)  # not the model's own kind
+    qwen = tiny("qwen3")
+    hooked(qwen.base_model.layers[0].self_attn.k_norm)
     saving = tiny("llama")
     saving.gradient_checkpointing_enable()
     others = [tiny("gpt2"), tiny("gemma2"), tiny("mistral", sliding_window=3), tiny("llama", hidden_act="gelu")]
-    for model in (dropping.train(), patched, watched, layered, normed, saving, *others):
+    longest = {"rope_type": "longrope", "rope_theta": 10.0, "short_factor": [1.0] * 4, "long_factor": [2.0] * 4,
+               "original_max_position_embeddings": 4, "factor": 2.0}  # fmt: skip
+    others.append(tiny("llama", rope_parameters=longest))
+    for model in (dropping.train(), patched, watched, layered, normed, steered, headed, qwen, saving, *others[:-1]):
         assert not packed.qualifies(model.base_model)
         model.eval()
         wanted = row_by_row(model.base_model, IDS, MASK, WANTED)
         if model is not dropping:
             assert torch.allclose(hidden_states(model.base_model, IDS, MASK, WANTED), wanted, atol=1e-5)
+    assert not packed.qualifies(others[-1].base_model)  # here a row depends on the longest beside it, in any way
     assert not went
     assert packed.qualifies(dropping.base_model)  # which drops nothing now
     told = capsys.readouterr().out.splitlines()
-    assert told.count("reading: LlamaModel goes through its own forward; models like Llama spare the padding") == 1
+    assert (
+        told.count("reading: LlamaModel goes through its own forward; only plain models like Llama spare padding") == 1
+    )
 
 
 def test_a_changed_head_is_asked_as_it_is(llama_dir, batch, went):
@@ -119,6 +164,46 @@ def test_a_changed_head_is_asked_as_it_is(llama_dir, batch, went):
     uniform = torch.log(torch.tensor(float(VOCABULARY)))
     assert torch.allclose(found.logp[batch.response_mask], -uniform)
     assert len(went) == 1
+
+
+def test_a_model_that_does_more_behind_its_head_goes_its_own_way(llama_dir, batch, went):
+    class Capped(LlamaForCausalLM):
+        def forward(self, *args, **kwargs):
+            output = super().forward(*args, **kwargs)
+            output.logits = output.logits * 0
+            return output
+
+    found = response_logprobs(Capped.from_pretrained(llama_dir).eval(), *batch.tensors)
+    assert torch.allclose(found.logp[batch.response_mask], -torch.log(torch.tensor(float(VOCABULARY))))
+    assert not went
+
+
+@pytest.mark.parametrize("kind", ["lora", "prompt", "norms"])
+def test_adapters_of_peft_are_read_as_peft_reads_them(llama_dir, batch, kind, went):
+    import peft
+
+    settings = {
+        "lora": peft.LoraConfig(task_type="CAUSAL_LM", r=2, target_modules="all-linear", init_lora_weights=False),
+        "prompt": peft.PrefixTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=2),
+        "norms": peft.LNTuningConfig(task_type="CAUSAL_LM", target_modules=["input_layernorm"]),
+    }
+    torch.manual_seed(0)
+    model = peft.get_peft_model(load_policy(llama_dir), settings[kind]).eval()
+    for name, weight in model.named_parameters():
+        if "ln_tuning" in name:
+            torch.nn.init.normal_(weight, mean=1, std=0.3)
+    prompt, reply = batch.prompts[1], batch.replies[1]
+    one = [
+        torch.tensor([prompt]),
+        torch.ones(1, len(prompt)).bool(),
+        torch.tensor([reply]),
+        torch.ones(1, len(reply)).bool(),
+    ]
+    found = response_logprobs(model, *one)
+    logits = model(input_ids=torch.tensor([prompt + reply])).logits[0, -len(reply) - 1 : -1]
+    wanted = logits.log_softmax(-1).gather(-1, torch.tensor(reply)[:, None])[:, 0]
+    assert torch.allclose(found.logp[0], wanted, atol=1e-4)
+    assert bool(went) == (kind == "lora")
 
 
 def test_each_role_on_a_shared_base_reads_with_its_own_adapters(llama_dir, batch, went):

@@ -17,7 +17,8 @@ def learned(config, architecture: str):
     calls = []
     for model in (policy, critic and critic.model):
         if model is not None:
-            model.base_model.register_forward_hook(lambda *_: calls.append(torch.is_grad_enabled()))
+            trunk = model.base_model.get_input_embeddings()  # a hook on the trunk would change which way it goes
+            trunk.register_forward_hook(lambda *_: calls.append(torch.is_grad_enabled()))
     found = [
         (figures_of(update.stats), update.rollout, weights_of(policy, critic) if critic else weights_of(policy))
         for update in ppo_updates(start(config, policy=policy, critic=critic))
@@ -62,3 +63,16 @@ def test_while_the_critic_learns_alone_nothing_is_kept(monkeypatch):
     monkeypatch.setattr(ppo, "rollout", lambda *a, first, **k: kept.append(first) or plain(*a, first=first, **k))
     list(ppo_updates(start(make_config(minibatches=1, critic_warmup=1, updates=2))))
     assert kept[0] is None and kept[1] is not None
+
+
+@pytest.mark.parametrize("architecture", ["llama", "gpt2"])
+def test_in_bfloat16_every_weight_learns(architecture):
+    """Sampling casts the weights without a gradient, and autocast would hand these casts on."""
+    config = make_config(updates=1, batch_size=6, minibatches=1, epochs=1, lr=1e-2, precision="bf16")
+    assert one_pass(config, ALONE)
+    policy, critic = make_policy(architecture), make_scorer(architecture)
+    before = weights_of(policy, critic)
+    next(ppo_updates(start(config, policy=policy, critic=critic)))
+    names = [name for model in (policy, critic) for name, _ in model.named_parameters()]
+    for name, was, now in zip(names, before, weights_of(policy, critic), strict=True):
+        assert not torch.equal(was, now), name

@@ -107,6 +107,17 @@ def test_generation_is_the_prompt_and_a_step_for_each_further_token():
     assert work.weights == 4 * 1000
 
 
+def test_a_pass_that_is_kept_is_not_taken_again(sandbox):
+    """Two epochs of a forward and a backward of two: of six forwards one is spared. Both models wait in memory."""
+    roles = whole_models(sandbox, sandbox)
+    plain, spared = (Update(16, 8, 8, 8, 2, 1, 16, 16, kept=how) for how in (False, True))
+    assert update_work(roles, spared).train.flops == pytest.approx(update_work(roles, plain).train.flops * 5 / 6)
+    assert update_work(roles, spared).score == update_work(roles, plain).score
+    bytes_of = dict.fromkeys(("held", "held_logits", "passing", "passing_logits", "cached", "stepping", "cast"), 1.0)
+    alone, together = (transient(roles, update, bytes_of) for update in (plain, spared))
+    assert together.activations == 2 * alone.activations
+
+
 def test_micro_batches_take_more_passes_and_no_more_flops(sandbox):
     roles = whole_models(sandbox, sandbox)
     whole, parts = (update_work(roles, Update(16, 8, 8, 8, 2, 2, micro, 16)).train for micro in (8, 3))

@@ -8,7 +8,7 @@ from scipy import stats
 from rlhf_lab.errors import LabError
 from rlhf_lab.workbench.evaluation import win_rate
 from rlhf_lab.workbench.intervals import mean_interval
-from rlhf_lab.workbench.reference import as_text, record_results, summarise
+from rlhf_lab.workbench.reference import as_text, draw, record_results, summarise
 
 
 def line(seed: int, gain: float) -> str:
@@ -38,6 +38,13 @@ def test_a_tie_is_half_a_win():
 def test_nothing_recorded_says_how_to_record(tmp_path):
     with pytest.raises(LabError, match="no recorded results; make some with `rlhf-lab run"):
         summarise(tmp_path / "none.jsonl")
+
+
+def test_results_of_no_study_have_no_figure(tmp_path):
+    (tmp_path / "r.jsonl").write_text('{"seed": 100, "results": {"ppo": {"gold": 1.0}}}\n')
+    with pytest.raises(LabError, match="holds no results of a study, so there is no figure"):
+        draw(tmp_path / "r.jsonl", tmp_path / "drawn.png")
+    assert not (tmp_path / "drawn.png").exists()
 
 
 def test_an_unfinished_run_is_not_recorded(tmp_path):

@@ -72,7 +72,7 @@ def begun(case: Case, precision: str, *, updates: int = 2) -> tuple[PPOState, li
             max_new_tokens=case.reply,
             epochs=case.epochs,
             minibatches=1,
-            micro_batch_size=case.micro,
+            micro_batch_size=case.micro or case.replies,  # in micro-batches, so that training reads for itself
             precision=precision,
         ),
         **_models(case),

@@ -79,7 +79,7 @@ def transient(roles: Sequence[Role], update: Update, bytes_of: Mapping[str, floa
         copies = bytes_of["cast"] * role.shape.parameters
         activations = bytes_of["held"] * one.elements + waiting + copies
         learning.append((activations, bytes_of["held_logits"] * one.logits))
-    together = any(role.on_trunk for role in others)
+    together = update.kept or any(role.on_trunk for role in others)
     activations, logits = map(sum, zip(*learning, strict=True)) if together else max(learning, key=sum)
     shape = policy.shape
     read = forward(shape, min(update.scored, update.replies), length, update.longest)

@@ -6,6 +6,8 @@ from typing import NamedTuple
 from rlhf_lab.data import encode_pair
 from rlhf_lab.models import load_tokenizer
 from rlhf_lab.sandbox.world import World
+from rlhf_lab.training.ppo_step import one_pass
+from rlhf_lab.training.processes import ALONE
 from rlhf_lab.workbench.costs.constants import Constants, beyond
 from rlhf_lab.workbench.costs.memory import Memory, kept, transient
 from rlhf_lab.workbench.costs.named import SAMPLE, Model, lengths, named_model
@@ -52,7 +54,8 @@ def _ppo(cfg: PPOStage, asked: Asked) -> Cost:
     replies = cfg.batch_size * cfg.samples_per_prompt
     micro = cfg.micro_batch_size or -(-replies // cfg.minibatches)
     scored = cfg.micro_batch_size or replies
-    update = Update(replies, long.prompt, long.reply, cfg.max_new_tokens, cfg.epochs, cfg.minibatches, micro, scored)
+    tokens = (long.prompt, long.reply, cfg.max_new_tokens)
+    update = Update(replies, *tokens, cfg.epochs, cfg.minibatches, micro, scored, kept=one_pass(cfg, ALONE))
     phases = update_work(roles, update)
     if cfg.ptx_coef:
         length = long.prompt + long.reply

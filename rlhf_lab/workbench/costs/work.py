@@ -116,6 +116,7 @@ class Update(NamedTuple):
     minibatches: int
     micro: int  # replies in one pass of training
     scored: int  # replies in one pass that only reads
+    kept: bool = False  # that pass is the first of training too
 
     @property
     def passes(self) -> int:
@@ -145,7 +146,7 @@ def update_work(roles: list[Role], update: Update) -> Phases:
         score = score.plus(_passes(forward(shape, update.replies, length, update.reply), update, update.scored))
     for role in roles:
         if role.name == "reward":
-            one = forward(role.shape, update.replies, length + 1, 1 / update.replies)
+            one = forward(role.shape, update.replies, length + 1, 1)
             score = score.plus(_passes(one, update, READ_AT_ONCE))
     rows = update.replies / update.passes
     train = Work()
@@ -153,6 +154,9 @@ def update_work(roles: list[Role], update: Update) -> Phases:
         if role is not None:
             once = training(role.shape, rows, length, update.reply, adapter=role.adapter)
             train = train.plus(once.times(update.epochs * update.passes))
+            if update.kept:
+                read = forward(role.shape, update.replies, length, update.reply)
+                train = train.plus(read._replace(weights=0.0).times(-1))
     updated = update.epochs * update.minibatches * sum(role.trained for role in roles)
     return Phases(
         generation(policy, update.replies, update.prompt, update.reply), score, train._replace(updated=updated)
