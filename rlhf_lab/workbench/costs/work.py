@@ -45,12 +45,13 @@ class Work(NamedTuple):
 def forward(shape: Shape, rows: float, length: float, read: float) -> Work:
     """One pass of `rows` texts of `length` tokens whose head is read at `read` positions of each."""
     tokens = rows * length
+    passed = tokens - rows * (length - read) * shape.last / shape.matrix  # in whole trunks
     return Work(
         tokens=tokens,
         kernels=shape.layers + 2,
-        flops=2 * (tokens * shape.matrix - rows * (length - read) * shape.last + rows * read * shape.head),
+        flops=2 * (passed * shape.matrix + rows * read * shape.head),
         attention=4 * rows * length**2 * shape.layers * shape.queries,
-        elements=tokens * shape.through,
+        elements=passed * shape.through,
         logits=rows * read * (shape.outputs if shape.outputs > 1 else 0),
         weights=shape.parameters,
     )
