@@ -21,6 +21,7 @@ from typing import NamedTuple
 import numpy as np
 import torch
 import transformers
+from matplotlib.ticker import LogLocator, StrMethodFormatter
 
 from rlhf_lab.workbench.costs.cases import Case, begun
 from rlhf_lab.workbench.costs.constants import Constants
@@ -187,7 +188,10 @@ def figure(lines: list[dict]):
             ax.plot(sizes, [foretold(line) for line in mine], color=ORANGE, label="predicted")
             ax.plot(sizes, [of(line) for line in mine], "o", color=BLUE, markersize=4, label="measured")
             ax.set(xscale="log", yscale="log", xlabel=axis if row else "", ylabel="" if column else label)
-            ax.tick_params(which="minor", labelbottom=False, labelleft=False)
+            ax.set_xticks(sizes, [f"{size / 1000:.0f}k" if size > 2000 else str(size) for size in sizes])
+            ax.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+            ax.yaxis.set_major_formatter(StrMethodFormatter("{x:,g}"))
+            ax.tick_params(which="minor", bottom=False, left=False, labelbottom=False, labelleft=False)
     axes[0, 0].legend()
     base = ", ".join(f"{name} {value}" for name, value in BASE._asdict().items() if name in (*AXES, "layers", "prompt"))
     fig.suptitle(f"A PPO update as one size grows, from {base}", color=INK)
