@@ -3,12 +3,14 @@
 import json
 from types import SimpleNamespace
 
+import pandas as pd
 import pytest
 import torch
 from scipy import stats
 
 from rlhf_lab.errors import LabError
 from rlhf_lab.sandbox.world import World
+from rlhf_lab.workbench.evaluation import Measure
 from rlhf_lab.workbench.reference import as_text
 from rlhf_lab.workbench.stages import EnsemblesStage
 from rlhf_lab.workbench.studies import chain, ensembles
@@ -68,6 +70,43 @@ def test_what_the_best_of_two_is_by_hand(how, coef, gain):
     assert found["accuracy_gold"] == gain + 0.5
 
 
+def test_the_score_of_the_best_and_the_first_alone_by_hand():
+    scores, gold = torch.tensor([[[0.3, 1.0]], [[0.2, 0.0]]]), torch.tensor([[0.0, 1.0]])
+    single = ensembles.best_of(scores, gold, how="single", coef=0, seed=0)
+    assert (single["bon_score_at_1"], single["bon_score_at_2"]) == pytest.approx(((0.65 + 0.1) / 2, (1.0 + 0.2) / 2))
+    assert (single["bon_first_at_1"], single["bon_first_at_2"]) == pytest.approx((0, 0.5))  # the second loses as much
+    assert single["score_sd"] == pytest.approx((0.7 + 0.2) / 2 / 2**0.5)
+    worst = ensembles.best_of(scores, gold, how="worst", coef=0, seed=0)
+    assert worst["bon_score_at_2"] == pytest.approx(0.2) and "bon_first_at_2" not in worst
+
+
+def test_the_correlation_of_members_is_that_of_scipy():
+    scores = torch.randn(3, 4, 5, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    rows = scores.reshape(3, 20).numpy()
+    pairs = [stats.pearsonr(rows[a], rows[b]).statistic for a, b in ((0, 1), (0, 2), (1, 2))]
+    assert ensembles.correlation(scores) == pytest.approx(sum(pairs) / 3)
+
+
+def test_what_is_paid_and_how_far_members_differ_by_hand():
+    def answers(gold: float) -> pd.DataFrame:
+        columns = {"prompt": "p", "reply": ["a b", "c"], "finished": [True, False], "words": [2, 1], "gold": gold}
+        return pd.DataFrame(columns).assign(**dict.fromkeys(chain.GOLD_PARTS, 0.0))
+
+    class Everyone:
+        def __call__(self, *, prompts, completions, finished):
+            assert (prompts, completions, finished) == (["p", "p"], ["a b", "c"], [True, False])
+            self.last = [[1.0, 0.0], [3.0, 1.0]]
+            return [0.0, 0.0]
+
+    points = {at: Measure.Point(answers(gold), at / 10, at) for at, gold in ((0, 1.0), (5, 1.5))}
+    measure = SimpleNamespace(points=points, baseline=points[0], last=SimpleNamespace(answers=points[5].answers))
+    found = ensembles.along_ppo(measure, Everyone(), 2, how="worst", coef=0)
+    named = ("kl", "gold", "score", "paid", "disagreement", "words", "eos_rate", "win_rate")
+    assert [found[f"ppo_{name}_at_5"] for name in named] == [5, 0.5, 0.5, 0.5, 0.75, 1.5, 0.5, 1]
+    alone = ensembles.along_ppo(measure, Everyone(), 1, how="mean", coef=0)
+    assert (alone["ppo_paid_at_0"], alone["ppo_disagreement_at_0"], alone["ppo_gold_at_0"]) == (0.5, 0.75, 0)
+
+
 def test_members_share_their_labels_and_each_combination_pays_for_itself(monkeypatch):
     cfg, run = config(), SimpleNamespace(progress=lambda *told: None)
     shared = ensembles.Shared(cfg, run)
@@ -103,15 +142,18 @@ def test_members_share_their_labels_and_each_combination_pays_for_itself(monkeyp
     assert {name for name in single if name.startswith("ppo_kl_at_")} == {f"ppo_kl_at_{u}" for u in (0, 2, 4)}
     assert single["ppo"] == pytest.approx(single["ppo_gold_at_4"]) and single["ppo_gold_at_0"] == 0
     assert abs(worst["ppo_kl_at_0"]) < 1e-4 < worst["kl"]
+    assert single["ppo_paid_at_4"] == pytest.approx(single["ppo_score_at_4"], abs=1e-4)
+    assert worst["ppo_paid_at_4"] < worst["ppo_score_at_4"] - 1e-3, "the mean is measured, the worst is paid"
+    assert worst["seconds"] > worst["ppo_seconds"] > 0 and worst["flipped"] == 0 == 1 - shared.members(1.0).flipped
     units = {name: {0: figures} for name, figures in found.items()}
     assert len(kept.figure(units).axes) == 2
-    assert kept.comparison_table(units).loc[("0", "worst"), "gold, PPO"] == f"{worst['ppo'] - single['ppo']:.2f}"
+    assert kept.comparison_table(units).loc[("0", "worst"), "gold, PPO's end"] == f"{worst['ppo'] - single['ppo']:.2f}"
 
 
 def test_the_scale_of_a_member_does_not_decide_who_is_the_worst():
     """Scores are brought to one scale before they are combined: a member of ten times the logits counts no more."""
     shared = ensembles.Shared(config(), SimpleNamespace(progress=lambda *told: None))
-    scorers, before, _ = shared.members(0.0)
+    scorers, before, *_ = shared.members(0.0)
     scorers[0].gain *= 10
     chain.normalise(scorers, shared.sft, shared)
     again = ensembles.score_pool(ensembles.ModelReward(scorers[0], shared.tokenizer), shared.replies)
@@ -141,12 +183,28 @@ def test_differences_to_the_single_model_are_paired_and_hold_all_at_once():
     assert len(table) == 4
     oracle = stats.ttest_1samp([0.2, 0.6, 0.4, 0.4], 0).confidence_interval(1 - 0.05 / 4)
     assert table.loc[("0.25", "worst"), "gold, best of n"] == f"0.40 [{oracle.low:.2f}, {oracle.high:.2f}]"
-    assert table.loc[("0.25", "worst"), "gold, PPO"] == f"-0.40 [{-oracle.high:.2f}, {-oracle.low:.2f}]"
+    assert table.loc[("0.25", "worst"), "gold, PPO's end"] == f"-0.40 [{-oracle.high:.2f}, {-oracle.low:.2f}]"
     n, gold = kept.along_n(units, "flip_0_single")
     assert n == [1, 2, 16] and gold.tolist() == [[0.0] * 3, [1.0] * 3, [2.0] * 3, [3.0] * 3]
-    kl, gold = kept.along_ppo(units, "flip_0_single")
-    assert kl.tolist() == [1.5, 11.5] and gold.shape == (4, 2)
+    distance, gold = kept.along_ppo(units["flip_0_single"][3])
+    assert distance.tolist() == [3**0.5, 13**0.5] and gold.tolist() == [3.0, 3.0]
     assert len(kept.figure(units).axes) == 4
+
+
+def curve(*places: tuple[float, float]) -> kept.Figures:
+    """A unit whose PPO was at these distances with these gains."""
+    kl = {f"ppo_kl_at_{at}": distance**2 for at, (distance, _) in enumerate(places)}
+    return kl | {f"ppo_gold_at_{at}": gold for at, (_, gold) in enumerate(places)}
+
+
+def test_gold_at_equal_kl_by_hand():
+    single = curve((0, 0), (1, 1), (2, 0), (4, -4))
+    slow = curve((0, 0), (1.5, 1.5), (2.5, 0.5))
+    # its places 1.5 and 2.5: 1.5 - 0.5 and 0.5 + 1; the places of the other it has passed, 1 and 2: 1 - 1 and 1 - 0
+    assert kept.at_equal_kl(slow, single) == pytest.approx(((1 + 1.5 + 0 + 1) / 4, 1.5))
+    assert kept.at_equal_kl(single, slow) == pytest.approx((-(1 + 1.5 + 0 + 1) / 4, -1.5))
+    back = curve((0, 0), (2, 0), (1, 1))  # the same curve, gone back on
+    assert kept.at_equal_kl(back, single) == pytest.approx((0, 0))
 
 
 def test_the_terminal_shows_the_tables(tmp_path):

@@ -9,6 +9,7 @@ import pytest
 from scipy import stats
 
 from rlhf_lab.errors import LabError
+from rlhf_lab.sandbox.labelers import Labeler, LabelerConfig
 from rlhf_lab.sandbox.world import World
 from rlhf_lab.workbench.labelling import pair_items
 from rlhf_lab.workbench.reference import as_text
@@ -62,6 +63,27 @@ def test_sides_are_drawn_and_the_reply_that_won_is_the_chosen_one():
         number = int(row["prompt"][1:])
         assert (row["chosen"], row["rejected"]) == (f"a{number}", f"b{number}")
         assert row["finished"] == [True, number % 2 == 0]
+
+
+def test_new_pairs_are_told_of_by_gold_by_chance_and_by_length():
+    rows = [
+        {"prompt": "p", "reply_a": "3 more", "reply_b": "1"},  # 2 apart in gold, the longer one is better
+        {"prompt": "q", "reply_a": "2", "reply_b": "2 too"},  # equal: no label is right
+        {"prompt": "r", "reply_a": "0", "reply_b": "4"},  # 4 apart, of one length
+    ]
+    asked = pair_items([row | {"finished": [True, True]} for row in rows])
+    config = LabelerConfig(temperature=2.0, length_bias=1.0, flip=0.1)
+    labeler = Labeler(lambda prompt, reply: float(reply[0]), config)
+    labels = [
+        {"chosen": "3 more", "rejected": "1"},
+        {"chosen": "2", "rejected": "2 too"},
+        {"chosen": "4", "rejected": "0"},
+    ]
+    sigmoid = lambda x: 1 / (1 + math.exp(-x))
+    right = [0.1 + 0.8 * sigmoid(2 / 2 + 1), 0.1 + 0.8 * sigmoid(4 / 2)]
+    for seed in range(4):  # whichever is shown first
+        found = study.asked_figures(asked, labels, labeler, seed)
+        assert found == pytest.approx({"gap": 2.0, "expected_accuracy": sum(right) / 2, "longer": 0.5})
 
 
 def test_a_source_adds_its_errors_to_those_of_the_common_labeler():
@@ -128,10 +150,32 @@ def test_costs_are_labels_times_price(done):
     assert firsts[0] == firsts[1] == firsts[2]
 
 
+def test_reward_models_of_all_arms_are_held_against_the_same_pairs_of_the_first_policy(done, monkeypatch):
+    ground, finished, _ = done
+    asked, share = [], study.right_share
+    monkeypatch.setattr(study, "right_share", lambda *told: asked.append(told[-1]) or share(*told))
+    again = {arm: study.unit(f"human_{arm}", ground, finished.run) for arm in ("offline", "online")}
+    assert asked[0] is asked[1] is ground.first[str(ground.cfg.units["human_online"]["source"])].own
+    for arm, figures in again.items():  # and the same arm comes to the same again
+        kept_before = finished.units[f"human_{arm}"][0]
+        assert {k: v for k, v in figures.items() if k != "seconds"} == {
+            k: kept_before[k] for k in figures if k != "seconds"
+        }
+
+
+def test_active_asks_where_the_reward_models_doubt(done):
+    figures = {arm: done[1].units[f"human_{arm}"][0] for arm in kept._ARMS}
+    assert figures["active"]["doubt_asked_2"] > figures["active"]["doubt_pool_2"] == figures["online"]["doubt_pool_2"]
+    assert figures["offline"]["doubt_pool_2"] != figures["online"]["doubt_pool_2"]
+    assert "doubt_asked_1" not in figures["active"]
+    assert {f["words_sft"] for f in figures.values()} == {done[1].units["twofold_online"][0]["words_sft"]}
+
+
 def test_tables_figure_and_what_the_sources_of_others_do_not_change(done, tmp_path):
     ground, finished, _ = done
     assert all(np.isfinite(list(seeds[0].values())).all() for seeds in finished.units.values())
-    assert len(kept.round_table(finished.units)) == 10 and kept.rounds(finished.units) == 2
+    assert len(kept.round_table(finished.units)) == len(kept.asked_table(finished.units)) == 10
+    assert kept.rounds(finished.units) == 2
     assert len(kept.figure(finished.units).axes) == 3 and kept.results(finished.units)["labels_human_active"] == 24
     assert set(study.asked_table(ground)["human"]) <= {"a", "b"}
     changed = FeedbackLoopsStage.parse(TINY | {"sources": {"human": {}, "twofold": {"flip": 0.4, "times": 2}}})
@@ -171,7 +215,7 @@ GOLD = {
 def record(file, unit: str, seed: int, gold: float, common="c") -> None:
     figures = {"labels": 20, "cost": 20.0, "gold_sft_1": 0.0}
     for number in (1, 2):
-        figures |= {f"gold_{number}": gold * number, f"accuracy_gold_{number}": 0.6, f"accuracy_policy_{number}": 0.5}
+        figures |= {f"gold_{number}": gold * number, f"accuracy_gold_{number}": 0.6, f"accuracy_first_{number}": 0.5}
     line = {"study": "feedback_loops", "unit": unit, "seed": seed, "common": common, "own": unit, "models": f"m{seed}"}
     with file.open("a") as out:
         out.write(json.dumps(line | {"figures": figures}) + "\n")
@@ -198,7 +242,19 @@ def test_arms_and_sources_are_compared_seed_by_seed_after_the_last_round(tmp_pat
     table = kept.source_table(found.units)
     assert list(table.index) == [("judge less human", "offline"), ("judge less human", "online")]
     assert table["gold"].tolist() == [text(gaps, 2) for gaps in ([-0.2, -0.8, -0.2], [-0.6, -0.4, -0.6])]
+    assert list(table) == ["gold", "accuracy, SFT's pairs"]  # the first policies of two sources are two
+    for unit in ("noisy_human_offline", "judge_tenfold_offline", "human_tenfold_offline"):
+        for seed, value in enumerate([0.1, 0.3, 0.2]):
+            record(file, unit, seed, value)
+    table = kept.source_table(kept.recorded(file).units)
+    others = ("noisy_human less human", "judge_tenfold less human", "human_tenfold less human")
+    apart = ("judge less noisy_human", "judge_tenfold less noisy_human", "judge_tenfold less human_tenfold")
+    wanted = {(what, "offline") for what in (*others, *apart, "judge less human", "judge_tenfold less judge")}
+    assert {*table.index} == {*wanted, ("judge less human", "online")}
+    assert table.loc[("judge less noisy_human", "offline"), "gold"] == text([-0.2, -0.4, -0.2], 9)
     assert "judge less human" in as_text(file)
+    alone = {unit: seeds for unit, seeds in found.units.items() if unit == "human_offline"}
+    assert kept.arm_table(alone).empty and kept.source_table(alone).empty
     file.write_text(file.read_text() + "{broken\n")
-    with pytest.raises(LabError, match=r"all\.jsonl, line 14 is broken"):
+    with pytest.raises(LabError, match=r"all\.jsonl, line 23 is broken"):
         kept.recorded(file)

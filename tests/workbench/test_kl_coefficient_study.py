@@ -25,6 +25,7 @@ SMALL = {
     "targets": [0.01],
     "k3": [0.5],
     "measurements": 2,
+    "n_heldout": 8,
     "eval_prompts": 8,
     "max_new_tokens": 8,
     "reward_model": {"epochs": 1},
@@ -95,11 +96,21 @@ def test_gaps_are_read_off_the_run_without_a_penalty_at_the_same_distance():
 def made_up() -> kept.Units:
     """Three seeds; 0.1 is the best by 1 in gold, but seed 0 had luck with 2 on the prompts that choose."""
     units: kept.Units = {}
+    ends = {"kl_0": 0.0, "kl_0.1": 1.0, "kl_2": 0.5, "again_0": 0.1, "k3_2": -1.0, "ziegler_3": 0.7}
     for seed, noise in enumerate([0.0, 0.3, -0.1]):
-        for unit, gold in {"kl_0": 0.0, "kl_0.1": 1.0 + noise, "kl_2": 0.5, "k3_2": -1.0, "ziegler_3": 0.7}.items():
+        for unit, end in ends.items():
+            gold = end + noise * (unit == "kl_0.1")
             lucky = 9.0 if (unit, seed) == ("kl_2", 0) else gold
             figures = run_of([0.0, 4.0 if unit == "kl_0" else 1.0], [0.0, gold], gold_chooses=lucky, gold_tests=gold)
             units.setdefault(unit, {})[seed] = figures
+        # Stopped at once the run without a penalty is better by .1, but seed 2 had luck with stopping later.
+        halves = {
+            "chooses_at_0": 0.1,
+            "chooses_at_10": 9.0 if seed == 2 else 0.0,
+            "tests_at_0": 0.2,
+            "tests_at_10": -0.3,
+        }
+        units["kl_0"][seed] |= {f"gold_{name}": value for name, value in halves.items()}
     return units
 
 
@@ -107,21 +118,25 @@ def test_no_run_chooses_itself():
     best = kept.best_inside(made_up())
     assert best.chosen == {0: 0.1, 1: 2.0, 2: 2.0}  # seed 0 is chosen for by 1 and 2, these by the lucky one as well
     assert best.less["kl_0"] == pytest.approx([1.0, 0.5, 0.5]) and best.less["kl_2"] == pytest.approx([0.5, 0.0, 0.0])
-    oracle = stats.ttest_1samp([1.0, 0.5, 0.5], 0).confidence_interval(1 - 0.05 / 2)
+    assert best.stopped == {0: 10, 1: 10, 2: 0} and best.less["kl_0, stopped"] == pytest.approx([1.3, 0.8, 0.3])
+    oracle = stats.ttest_1samp([1.0, 0.5, 0.5], 0).confidence_interval(1 - 0.05 / 3)
     row = kept.inverted_u_table(made_up()).loc["less kl_0"]
     assert row["gold"] == f"0.67 [{oracle.low:.2f}, {oracle.high:.2f}]" and row["chosen"] == "0.1, 2"
+    assert list(kept.inverted_u_table(made_up())["stopped after"]) == ["", "", "0, 10"]
     alone = {unit: {0: seeds[0]} for unit, seeds in made_up().items()}
     assert kept.best_inside(alone).chosen == {0: 2.0}  # with one seed its other half of the prompts chooses
 
 
 def test_tables_say_what_is_known_and_how_surely():
     units = made_up()
-    assert list(kept.table(units).index) == ["kl_0", "kl_0.1", "kl_2", "ziegler_3", "k3_2"]
+    assert list(kept.table(units).index) == ["kl_0", "kl_0.1", "kl_2", "again_0", "ziegler_3", "k3_2"]
     table = kept.early_stopping_table(units)
-    assert list(table.index) == ["kl_0.1", "kl_2", "ziegler_3"]
+    assert list(table.index) == ["kl_0.1", "kl_2", "ziegler_3", "again_0"]
     gaps = [1.0, 1.3, 0.9]  # the run without a penalty has gold 0 all the way
-    oracle = stats.ttest_1samp(gaps, 0).confidence_interval(1 - 0.05 / 3)
+    oracle = stats.ttest_1samp(gaps, 0).confidence_interval(1 - 0.05 / 4)
     assert table.loc["kl_0.1", "gold, at the end"] == f"{np.mean(gaps):.2f} [{oracle.low:.2f}, {oracle.high:.2f}]"
+    assert table.loc["again_0", "gold, on the way"] == "0.10 [0.10, 0.10]"
+    assert table.loc["kl_0.1", "kl_0 after"] == "5"  # half way to distance 2, which it reached after 10 updates
     further = {seed: figures | {"kl_at_10": 5.0} for seed, figures in units["kl_2"].items()}
     assert kept.early_stopping_table(units | {"kl_2": further}).loc["kl_2", "gold, at the end"] == ""
     assert kept.k3_table(units).loc["k3_2", "gold less k1"] == "-1.50 [-1.50, -1.50]"
@@ -140,7 +155,7 @@ def quiet(folder) -> SimpleNamespace:
 def test_every_unit_holds_the_kl_by_its_own_settings_and_is_measured_alike(tmp_path):
     ground = OneReward(config(), quiet(tmp_path))
     units = study.units_of(ground.cfg)
-    assert list(units) == ["kl_0", "kl_0.5", "ziegler_0.01", "k3_0.5"]
+    assert list(units) == ["kl_0", "kl_0.5", "again_0", "ziegler_0.01", "k3_0.5"]
     found = {name: study.unit(name, ground) for name in units}
     for figures in found.values():
         assert {name for name in figures if name.startswith("kl_at_")} == {"kl_at_0", "kl_at_1", "kl_at_2"}
@@ -148,13 +163,17 @@ def test_every_unit_holds_the_kl_by_its_own_settings_and_is_measured_alike(tmp_p
         halves = (figures["gold_chooses"] + figures["gold_tests"]) / 2
         assert figures["gold"] == figures["gold_at_2"] == pytest.approx(halves)
         assert figures["gold_at_0"] == figures["gold_sft"] == found["kl_0"]["gold_sft"]
-    coefficients = [figures["kl_coef"] for figures in found.values()]
-    assert coefficients[0] == 0 and coefficients[1] == coefficients[3] == 0.5
+        assert figures["gold_chooses"] == figures["gold_chooses_at_2"] and figures["words"] == figures["words_at_2"]
+    coefficients = {name: figures["kl_coef"] for name, figures in found.items()}
+    assert [coefficients[name] for name in ("kl_0", "again_0", "kl_0.5", "k3_0.5")] == [0, 0, 0.5, 0.5]
     # batch 8, horizon 8: at first the KL is 0, far below the target, later far above it
-    assert coefficients[2] == pytest.approx(0.05 * 0.8 * 1.2)
+    assert coefficients["ziegler_0.01"] == found["ziegler_0.01"]["kl_coef_at_2"] == pytest.approx(0.05 * 0.8 * 1.2)
     assert found["kl_0.5"]["kl"] != found["k3_0.5"]["kl"]
-    again = study.unit("kl_0.5", OneReward(config(), quiet(tmp_path)))
-    assert again == found["kl_0.5"], "whatever came before it"
+    assert found["again_0"]["kl"] != found["kl_0"]["kl"] and {"accuracy", "reward_gain"} <= {*found["kl_0"]}
+    once = OneReward(config(measurements=1), quiet(tmp_path))
+    again = study.unit("kl_0.5", once)  # whatever came before it, and however often it is measured
+    assert not {"kl_at_1", "accuracy"} & {*again} and "kl_at_1" in study.unit("kl_0", once)
+    assert all(found["kl_0.5"][name] == value for name, value in again.items() if name != "seconds")
     one = {name: {0: figures} for name, figures in found.items()}
     assert kept.inverted_u_table(one).notna().all(axis=None) and len(figure(one).axes) == 3
     assert kept.results(one)["kl_kl_0.5"] == found["kl_0.5"]["kl"]

@@ -23,7 +23,7 @@ from rlhf_lab.workbench.studies.ground import Finished
 
 TINY = {
     "policy": World.load().base_model,
-    "labelers": {"likes_length": {"length_bias": 0.3, "remedies": ["none", "balanced", "penalty", "omit"]}},
+    "labelers": {"likes_length": {"length_bias": 0.3, "remedies": ["none", "balanced", "fewer", "penalty", "omit"]}},
     "comparisons": 24,
     "candidates": 30,
     "longest": 12,
@@ -114,6 +114,19 @@ def test_balanced_labels_choose_the_longer_reply_as_often_as_not():
         assert (won, lost) == ((a_ended, True) if "a" in chosen else (True, a_ended))
 
 
+def test_fewer_labels_are_a_part_of_all_as_large_as_what_balancing_keeps():
+    pairs, biased = pairs_of(*[(3, 5)] * 60, *[(9, 2)] * 60), judge(length=0.4)
+    plain, balanced, fewer, other = (
+        study.labelled(pairs, biased, data, 100, seed)
+        for data, seed in (("none", 0), ("balanced", 0), ("fewer", 0), ("fewer", 1))
+    )
+    assert len(fewer) == len(balanced) < len(plain) == 100
+    places = [plain.index(row) for row in fewer]
+    assert places == sorted({*places}) and places[-1] > len(fewer), "drawn, and in their order"
+    assert [row["prompt"] for row in other] != [row["prompt"] for row in fewer]
+    assert np.mean(longer(fewer)) > 0.3, "the bias is left in them"
+
+
 def test_pairs_of_like_length_are_as_many_and_those_of_least_difference():
     pairs = pairs_of((1, 9), (4, 4), (2, 3), (7, 1), (5, 5), (6, 8))
     prompts = {row["prompt"] for row in study.labelled(pairs, judge(), "like_length", 3, 0)}
@@ -160,6 +173,34 @@ def test_a_longer_reply_that_is_no_better_wins_by_the_bias_and_not_by_the_contro
     assert found["win"] == pytest.approx(np.mean(0.1 + 0.8 * p)) and found["win"] > 0.55
     assert found["win_fair"] == found["win_fair_controlled"] == pytest.approx(0.5)
     assert found["win_controlled"] == pytest.approx(0.5, abs=0.02)
+    assert found["words_apart_sd"] == pytest.approx(more.std()) and found["win_by_length"] > 0.5
+    assert found["win_fair_by_length"] == pytest.approx(0, abs=1e-6)
+
+
+def test_lengths_and_both_gains_are_split_by_bins_of_several_widths():
+    first = pd.DataFrame({"words": [1, 3, 5], "gold": [0.0, 1.0, 2.0], "score": [1.0, 1.0, 2.0]})
+    last = pd.DataFrame({"words": [2, 3, 6], "gold": [1.0, 1.0, 2.0], "score": [2.0, 4.0, 2.0]})
+    answers = [table.assign(prompt="p", reply=table["score"].astype(str), finished=True) for table in (first, last)]
+    measure = SimpleNamespace(
+        baseline=SimpleNamespace(answers=answers[0]),
+        last=SimpleNamespace(answers=answers[1]),
+        reward=lambda completions: [float(text) for text in completions],
+    )
+    found = study.gain_figures(measure, 4)  # bins 1 3 | 5 before, 2 3 | 6 after
+    assert found["score_gain"] == pytest.approx(4 / 3)
+    assert found["score_within"] == pytest.approx(2 / 3 * (3 - 1)) and found["covered"] == 1
+    assert found["gold_within"] == pytest.approx(2 / 3 * (1 - 0.5))
+    assert found["score_within_1"] == 3 and found["covered_1"] == pytest.approx(1 / 3)  # 3 words alone
+    assert found["score_within_2"] == 2 and found["gold_within_2"] == 0  # 3 words before, 2 and 3 after
+    assert found["score_within_8"] == pytest.approx(4 / 3) and found["covered_8"] == 1
+    assert (found["words_sft"], found["words_sd_sft"]) == (3, 2) and found["words_q90_sft"] == pytest.approx(4.6)
+
+
+def test_what_a_labeler_gains_is_gold_over_temperature_and_a_bias_for_every_word():
+    figures = {"gold_gain": 0.6, "words": 14.0, "words_sft": 10.0}
+    found = study.utility_figures(figures, judge(length=0.3, temperature=0.5))
+    assert found == pytest.approx({"utility_gain": 0.6 / 0.5 + 0.3 * 4, "utility_words": 1.2})
+    assert study.utility_figures(figures, judge(temperature=0.5))["utility_words"] == 0
 
 
 # ---- Units
@@ -184,12 +225,14 @@ def test_units_share_what_they_do_not_change_and_are_not_run_twice(tmp_path, mon
         figures = finished.add(name, study.unit(name, ground, run))
         assert np.isfinite(list(figures.values())).all(), name
     units = {name: seeds[0] for name, seeds in finished.units.items()}
-    assert len(ground.learned) == 2  # penalty and omit have the reward model of none
+    assert len(ground.learned) == 3  # penalty and omit have the reward model of none
     same = ("label_accuracy", "accuracy_gold", "score_by_words", "words_sft", "gold_sft", "score_before")
     for name in ("penalty", "omit"):
         assert [units[f"likes_length_{name}"][key] for key in same] == [units["likes_length_none"][key] for key in same]
     assert units["likes_length_balanced"]["label_longer"] == 0.5
-    assert len(kept.gain_table(finished.units)) == 4 and len(kept.comparison_table(finished.units)) == 3
+    assert units["likes_length_fewer"]["pairs"] == units["likes_length_balanced"]["pairs"]
+    assert {"helpful_first", "helpful_last", "concise_last", "words_q90", "seconds"} <= {*units["likes_length_none"]}
+    assert len(kept.gain_table(finished.units)) == 5 and len(kept.comparison_table(finished.units)) == 4
     assert len(kept.figure(finished.units).axes) == 4 and kept.results(finished.units)
     assert "likes_length" in as_text(tmp_path / "finished.jsonl")
 
@@ -228,29 +271,81 @@ def record(file, unit: str, seed: int, common="c", **figures) -> None:
         out.write(json.dumps(line | {"figures": figures}) + "\n")
 
 
-def test_remedies_are_compared_seed_by_seed_with_intervals_that_hold_at_once(tmp_path):
+def text(values, comparisons: int, digits: int = 2) -> str:
+    at = stats.ttest_1samp(values, 0).confidence_interval(1 - 0.05 / comparisons)
+    return f"{np.mean(values):.{digits}f} [{at.low:.{digits}f}, {at.high:.{digits}f}]"
+
+
+GAINS = {
+    "likes_length_none": [0.1, 0.5, 0.2],
+    "likes_length_penalty": [0.4, 0.6, 0.4],
+    "fair_none": [0.3, 0.9, 0.5],
+    "fair_penalty": [0.2, 0.9, 0.2],
+}
+WINS = {"win": 0.7, "win_fair": 0.5, "win_controlled": 0.6}
+
+
+@pytest.fixture
+def file(tmp_path):
+    """Three seeds of four units; the labelers of `fair` judge as those without a bias."""
     file = tmp_path / "all.jsonl"
     assert kept.recorded(file) is None
     record(file, "fair_none", 0, common="old", gold_gain=9.0)
-    gains = {
-        "likes_length_none": [0.1, 0.5, 0.2], "likes_length_penalty": [0.4, 0.6, 0.4],
-        "fair_none": [0.3, 0.9, 0.5], "fair_penalty": [0.2, 0.9, 0.2],
-    }  # fmt: skip
-    for unit, values in gains.items():
+    for unit, values in GAINS.items():
         for seed, value in enumerate(values):
-            wins = {"win": 0.7, "win_fair": 0.5, "win_controlled": 0.6, "win_fair_controlled": 0.55 - value / 10}
-            record(file, unit, seed, gold_gain=value, words=12.0, non_length=0.5, words_sft=12.0, **wins)
+            wins = WINS | {"win_fair_controlled": 0.55 - value / 10}
+            if unit.startswith("fair"):
+                wins |= {"win": 0.5, "win_fair_controlled": 0.6}
+            lengths = {"words_sft": 12.0, "words": 14.0 + value * (1 if unit.startswith("likes") else -10)}
+            score = {"score_gain": value, "score_within": value / 4 + seed / 100}
+            record(file, unit, seed, gold_gain=value, **lengths, **score, **wins)
+    return file
+
+
+def test_remedies_are_compared_seed_by_seed_with_intervals_that_hold_at_once(file):
     found = kept.recorded(file)
     assert found.left_out == 1 and len(found.units) == 4
     table = kept.comparison_table(found.units)
     assert list(table.index) == [("likes_length", "penalty"), ("fair", "penalty")]
-    at = stats.ttest_1samp([0.3, 0.1, 0.2], 0).confidence_interval(1 - 0.05 / 2)  # two comparisons
-    assert table.loc[("likes_length", "penalty"), "gold"] == f"0.20 [{at.low:.2f}, {at.high:.2f}]"
-    at = stats.ttest_1samp([0.08, 0.14, 0.10], 0).confidence_interval(0.95)
-    shown = kept.evaluation_table(found.units).loc["fair_none"]
-    assert shown["controlled"] == f"0.11 [{at.low:.2f}, {at.high:.2f}]"
-    assert shown["raw"].startswith("0.20 ")
+    assert table.loc[("likes_length", "penalty"), "gold"] == text([0.3, 0.1, 0.2], 2)  # two comparisons
+    assert table.loc[("likes_length", "penalty"), "score, of length"] == text([0.225, 0.075, 0.15], 2)
     assert len(kept.figure(found.units).axes) == 4 and "less none" in as_text(file)
+    alone = {"fair_none": found.units["fair_none"]}
+    assert kept.comparison_table(alone).empty and kept.evaluation_table(alone).empty
     file.write_text(file.read_text() + "{broken\n")
     with pytest.raises(LabError, match=r"all\.jsonl, line 14 is broken"):
         kept.recorded(file)
+
+
+def test_whether_replies_grow_is_asked_of_every_unit_and_of_labelers(file):
+    table = kept.length_table(kept.recorded(file).units)
+    assert list(table.index) == [*GAINS, "fair less likes_length"]
+    assert table.loc["likes_length_none", "words more"] == text([2.1, 2.5, 2.2], 5, 1)
+    assert table.loc["likes_length_none", "replies are"] == "longer" and table.loc["fair_none", "replies are"] == ""
+    assert table.loc["fair less likes_length", "words more"] == text([-1 - 2.1, -7 - 2.5, -3 - 2.2], 5, 1)
+
+
+def test_a_control_is_held_against_what_is_apart_without_it(file):
+    table = kept.evaluation_table(kept.recorded(file).units)
+    assert list(table.index) == ["likes_length_none", "likes_length_penalty", "mean of these"]
+    assert table["raw"].str.startswith("0.20 ").all()
+    assert table.loc["likes_length_none", "controlled"] == text([0.06, 0.10, 0.07], 3)
+    assert table.loc["likes_length_none", "nearer"] == text([0.14, 0.10, 0.13], 3)
+    assert table.loc["mean of these", "nearer"] == text([0.125, 0.095, 0.12], 3)
+
+
+def test_a_share_is_a_ratio_of_means_where_there_is_a_gain(file):
+    part, whole = [0.2, 0.3, 0.1, 0.25], [1.0, 1.2, 0.9, 1.4]
+    found = kept.ratio_interval(part, whole)
+    assert found.mean == pytest.approx(0.85 / 4.5)
+    for bound in (found.low, found.high):  # Fieller: where part less bound times whole is just not 0
+        left = np.array(part) - bound * np.array(whole)
+        assert stats.ttest_1samp(left, 0).pvalue == pytest.approx(0.05)
+    assert found.low < found.mean < found.high
+    assert kept.ratio_interval(part, [1.0, -1.0, 0.5, 0.0]) is None
+    alone = kept.ratio_interval([0.2], [0.8])
+    assert alone.mean == pytest.approx(0.25) and np.isnan(alone.low) and kept.ratio_interval([1.0], [0.0]) is None
+    table = kept.gain_table(kept.recorded(file).units)
+    assert table.loc[("fair", "penalty"), "share"] == "-"
+    shown = kept.ratio_interval([0.1, 0.16, 0.12], [0.4, 0.6, 0.4])
+    assert table.loc[("likes_length", "penalty"), "share"] == str(shown)

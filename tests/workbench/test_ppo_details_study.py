@@ -26,7 +26,10 @@ SMALL = {
     "reward_model": {"epochs": 20},
     "ppo": {"updates": 2, "batch_size": 8, "minibatches": 1, "micro_batch_size": 4, "epochs": 1, "lr": 1e-3},
 }
-BROKEN = ["again", "critic_zero", "score_raw", "eos_unread", "padded_whitening", "dropout", "reversed"]
+BROKEN = [
+    *("again", "again_2", "again_3", "critic_zero", "score_no_zero", "score_raw", "eos_unread", "padded_whitening"),
+    *("dropout", "reversed"),
+]
 
 
 def ground_of(**changes) -> OneReward:
@@ -44,6 +47,7 @@ def ground() -> OneReward:
     [
         ({"details": ["no_kl", "no_such"]}, "there is no 'no_such'"),
         ({"details": ["no_kl", "no_kl"]}, "twice"),
+        ({"details": ["short_eos_trick"]}, "'short_eos_trick' is compared with 'short', which is not among them"),
         ({"ppo": {"precision": "bf16"}}, "ppo.precision"),
         ({"reward_model": {"loss": "best_of_k"}}, "pairwise"),
     ],
@@ -64,10 +68,12 @@ def test_a_setting_that_is_switched_is_another_than_the_baselines(name):
 
 def test_what_is_no_setting_has_its_own_name_in_the_file():
     own = study.units_of(PPODetailsStage())
-    assert [name for name in DETAILS if not DETAILS[name].changes] == ["again", *sorted(BROKEN[1:], key=[*own].index)]
-    assert {*BROKEN} == {name for name in DETAILS if not DETAILS[name].changes}
+    assert [name for name in DETAILS if not DETAILS[name].changes] == BROKEN
     assert all(own[name]["detail"] == name for name in BROKEN) and own["baseline"] == {}
     assert len({str(values) for values in own.values()}) == len(own) == len(DETAILS) + 1
+    for name, detail in DETAILS.items():
+        if detail.against:  # one thing more than what it is compared with
+            assert len(detail.changes.items() - DETAILS[detail.against].changes.items()) == 1, name
 
 
 # ---- Mistakes
@@ -131,10 +137,14 @@ def test_raw_scores_differ_by_the_zero_and_the_unit_alone(ground):
         "completions": ["yes .", "no .", "i do .", "a b", "c"],
         "finished": [True] * 5,
     }
-    scaled, raw = (ground.reward_of(s)(**texts) for s in (ground.scorer, study._scorer("score_raw", ground)))
+    scaled, raw, no_zero = (
+        ground.reward_of(s)(**texts)
+        for s in (ground.scorer, *(study._scorer(n, ground) for n in ("score_raw", "score_no_zero")))
+    )
     assert ground.scorer.gain != 1 and ground.scorer.shift != 0
     by_hand = [ground.scorer.gain * (score - ground.scorer.shift) for score in raw]
     assert scaled == pytest.approx(by_hand, abs=1e-4)
+    assert no_zero == pytest.approx([ground.scorer.gain * score for score in raw], abs=1e-4)
 
 
 # ---- Units
@@ -142,55 +152,113 @@ def test_raw_scores_differ_by_the_zero_and_the_unit_alone(ground):
 
 def test_units_differ_by_what_is_switched_alone(ground, monkeypatch):
     """One optimizer step an update: the ratio is 1 unless there is dropout. Each unit is measured without it."""
-    rates, measure = [], Measure.__call__
+    rates, pools, measure, share = [], {}, Measure.__call__, study.right_share
 
     def watch(self, policy, update):
         rates.extend(layer.self_attn.attention_dropout for layer in policy.model.layers)
         return measure(self, policy, update)
 
     monkeypatch.setattr(Measure, "__call__", watch)
-    found = {name: study.unit(name, ground) for name in ("baseline", "dropout", "critic_zero", "again")}
+    monkeypatch.setattr(
+        study, "right_share", lambda reward, world, pool: pools.update({name: pool}) or share(reward, world, pool)
+    )
+    found = {}
+    for name in ("baseline", "dropout", "critic_zero", "again", "short", "eos_unread"):
+        found[name] = without_seconds(study.unit(name, ground))
     assert found["baseline"]["ratio_off"] < 1e-5 < 1e-4 < found["dropout"]["ratio_off"]
+    assert found["baseline"]["first_ratio_off"] < 1e-5 < 1e-4 < found["dropout"]["first_ratio_off"]
+    assert found["baseline"]["first_kl"] < 1e-8 < 1e-5 < found["dropout"]["first_kl"]
     assert found["baseline"]["clip_fraction"] == 0 and found["critic_zero"]["ratio_off"] < 1e-5
-    assert len({figures["kl"] for figures in found.values()}) == 4
-    assert len({figures["gold_sft"] for figures in found.values()}) == 1 and {*rates} == {0.0}
-    assert study.unit("baseline", ground) == found["baseline"], "whatever came before it"
+    assert len({figures["kl"] for figures in found.values()}) == 6 and {*rates} == {0.0}
+    before = {figures["gold_sft"] for name, figures in found.items() if name != "short"}
+    assert len(before) == 1 and found["short"]["words_sft"] > found["baseline"]["words_sft"]  # of 16 tokens, not 8
+    assert any(map(any, pools["baseline"].finished)) and not any(map(any, pools["eos_unread"].finished))
+    assert pools["eos_unread"].replies == pools["baseline"].replies
+    assert without_seconds(study.unit("baseline", ground)) == found["baseline"], "whatever came before it"
     started = []
     monkeypatch.setattr(ground, "start", lambda settings, **more: started.append(settings) or 1 / 0)
     for name in ("no_kl", "again"):
         with pytest.raises(ZeroDivisionError):
             study.unit(name, ground)
-    assert [(s.kl_coef, s.seed) for s in started] == [(0.0, 0), (0.05, study.OTHER_SEED)]
+    assert [(s.kl_coef, s.seed) for s in started] == [(0.0, 0), (0.05, study.OTHER_SEEDS["again"])]
+
+
+def without_seconds(figures: dict[str, float]) -> dict[str, float]:
+    return {name: value for name, value in figures.items() if name != "seconds"}
+
+
+def test_measuring_on_the_way_leaves_the_training_as_it_was(ground, monkeypatch):
+    watched, measure = without_seconds(study.unit("dropout", ground)), Measure.__call__
+    assert watched["gold_at_1"] != watched["gold"]
+    monkeypatch.setattr(study, "first_figures", lambda state: {})
+    monkeypatch.setattr(Measure, "__call__", lambda self, *told: measure(self, *told) if told[1] == 2 else None)
+    alone = study.unit("dropout", ground)
+    assert len(alone) < len(watched) and without_seconds(alone) == {
+        name: watched[name] for name in without_seconds(alone)
+    }
 
 
 # ---- Over seeds
 
+CHANCE = {"baseline": [0.0, 0.4, 0.2, 0.4], "again": [0.2, 0.6, 0.4, 0.4], "again_2": [0.1, 0.5, 0.3, 0.4]}
+MEAN = [0.1, 0.5, 0.3, 0.4]  # of these three
+
 
 def made_up(gaps: dict[str, list[float]]) -> kept.Units:
-    base = [0.1, 0.5, 0.3, 0.4]
-    rows = {"baseline": [0.0] * 4} | gaps
+    """Units of four seeds, whose gold is so much above the mean of the runs without."""
+    golds = CHANCE | {name: [m + gap for m, gap in zip(MEAN, values, strict=True)] for name, values in gaps.items()}
     return {
         name: {
-            seed: {"gold": base[seed] + gap, "kl": 2.0 + 2 * gap, "eos_rate": 1.0, "score": 0.0, "words": 5.0}
-            for seed, gap in enumerate(values)
+            seed: {
+                "gold": gold,
+                "kl": 2.0 + 2 * gold,
+                "eos_rate": 1.0,
+                "score_ahead": -gold,
+                "accuracy_gold": 0.5 + gold,
+            }
+            | {"seconds": 100 * seed + len(name)}
+            for seed, gold in enumerate(values)
         }
-        for name, values in rows.items()
+        for name, values in golds.items()
     }
 
 
-def test_differences_are_paired_by_seed_and_hold_all_at_once():
-    units = made_up(
-        {"reversed": [-1.0, -1.1, -0.9, -1.0], "no_kl": [0.1, -0.1, 0.2, 0.2], "again": [0.0, 0.1, 0.1, -0.1]}
-    )
+def interval(values: list[float], comparisons: int, digits: int = 2) -> str:
+    at = stats.ttest_1samp(values, 0).confidence_interval(1 - 0.05 / comparisons)
+    return f"{sum(values) / len(values):.{digits}f} [{at.low:.{digits}f}, {at.high:.{digits}f}]"
+
+
+def test_differences_are_to_the_mean_of_the_runs_without_and_hold_at_once_within_a_family():
+    lower, little = [-1.0, -1.1, -0.9, -1.0], [0.1, -0.1, 0.2, 0.2]
+    units = made_up({"reversed": lower, "no_kl": little, "k3_loss": lower, "k3_reward": little, "one_epoch": little})
     table = kept.comparison_table(units)
-    assert list(table.index) == ["again", "no_kl", "reversed"]  # as they are told of, not as they were run
-    oracle = stats.ttest_1samp([0.1, -0.1, 0.2, 0.2], 0).confidence_interval(1 - 0.05 / 3)
-    assert table.loc["no_kl", "gold"] == f"0.10 [{oracle.low:.2f}, {oracle.high:.2f}]"
-    assert table.loc["no_kl", "kl"] == f"0.20 [{2 * oracle.low:.2f}, {2 * oracle.high:.2f}]"
-    assert table["gold is"].tolist() == ["", "", "lower"]
+    assert list(table.index) == ["again", "again_2", "reversed", "no_kl", "k3_reward", "k3_loss", "one_epoch"]
+    assert table["family"].tolist() == ["chance"] * 2 + ["control"] * 2 + ["explored"] * 3
+    assert table.loc["no_kl", "gold"] == interval(little, 2) and table.loc["k3_reward", "gold"] == interval(little, 3)
+    assert table.loc["no_kl", "kl"] == interval([2 * gap for gap in little], 2)
+    # `again` less the mean of the two others: .2 - .05, .6 - .45, .4 - .25, .4 - .4
+    assert table.loc["again", "gold"] == interval([0.15, 0.15, 0.15, 0.0], 1)
+    assert table.loc["k3_loss", "gold is"] == "lower" and table.loc["k3_reward", "gold is"] == ""
     assert table.loc["no_kl", "lower in"] == "1 of 4" and table.loc["reversed", "lower in"] == "4 of 4"
-    assert list(kept.table(units).index) == ["baseline", "again", "no_kl", "reversed"]
-    assert len(kept.figure(units).axes) == 3
+    controls = kept.control_table(units)
+    assert controls.loc["no_kl", "found"] == interval([-gap for gap in little], 2, 4)  # what the score is ahead
+    assert controls.loc["reversed", "found"] == interval([m + gap for m, gap in zip(MEAN, lower, strict=True)], 2, 4)
+    assert controls["as expected"].tolist() == ["yes", "not shown"]
+    assert list(kept.table(units).index) == ["baseline", *[name for name in DETAILS if name in units]]
+    assert len(kept.figure(units).axes) == 3 and len(kept.steps_table(units)) == 8
+
+
+def test_what_never_acted_has_no_interval_and_what_names_its_comparator_is_compared_with_that():
+    units = made_up({"short": [0.5] * 4, "short_eos_trick": [0.6, 0.7, 0.8, 0.9]})
+    units["no_clip"] = {seed: figures | {"seconds": 9.0} for seed, figures in units["baseline"].items()}
+    units["no_decay"] = units["no_clip"] | {3: units["again"][3]}
+    units["no_decay"][3] = units["no_decay"][3] | {"kl": 0.0}
+    table = kept.comparison_table(units)
+    assert "short" not in table.index and "short" in kept.table(units).index
+    assert table.loc["short_eos_trick", "gold"] == interval([0.1, 0.2, 0.3, 0.4], 3)
+    assert (table.loc["no_clip", "gold"], table.loc["no_clip", "kl"]) == ("never acted", "")
+    assert table.loc["no_decay", "acted in"] == "1 of 4" and table.loc["no_decay", "gold"].startswith("-0.0")
+    assert "no_clip (never acted)" in [text.get_text() for text in kept.figure(units).axes[0].get_yticklabels()]
 
 
 def test_one_seed_has_no_interval_and_no_verdict():
@@ -198,6 +266,8 @@ def test_one_seed_has_no_interval_and_no_verdict():
     row = kept.comparison_table(units).loc["no_kl"]
     assert (row["gold"], row["gold is"]) == ("0.25", "")
     assert kept.results(units)["gold_gap_no_kl"] == pytest.approx(0.25) and len(kept.figure(units).axes) == 3
+    alone = {name: units[name] for name in ("baseline", "no_kl")}
+    assert kept.comparison_table(alone).loc["no_kl", "gold"] == "0.35"  # without the others, less the baseline's
 
 
 def test_a_verdict_needs_the_interval_of_all():

@@ -1,6 +1,7 @@
 """12_reward_models: what the units learn from, calibration and best of n by hand, contrasts against scipy."""
 
 import json
+import shutil
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -11,7 +12,7 @@ from scipy import stats
 from tiny import make_policy, make_tokenizer
 
 from rlhf_lab.errors import LabError
-from rlhf_lab.models import save_policy
+from rlhf_lab.models import load_policy, load_tokenizer, save_policy
 from rlhf_lab.sandbox.world import World
 from rlhf_lab.workbench.reference import as_text
 from rlhf_lab.workbench.stages import RewardModelsStage
@@ -21,8 +22,9 @@ from rlhf_lab.workbench.studies.ground import Finished
 
 SMALL = {
     "policy": World.load().base_model,
-    "comparisons": [6, 12],
+    "comparisons": {6: 2, 12: 1},
     "fixed": 12,
+    "epochs": [2],
     "trunks": {"base": "sandbox"},
     "flips": [0.2, 0.6],
     "losses": ["plackett_luce"],
@@ -31,7 +33,6 @@ SMALL = {
     "pool_size": 4,
     "eval_prompts": 4,
     "max_new_tokens": 12,
-    "reward_model": {"epochs": 1},
 }
 
 
@@ -42,17 +43,18 @@ def config(**changes) -> RewardModelsStage:
 # ---- What the units learn from
 
 
-def test_equal_labels_and_equal_pairs_are_equal():
+def test_what_is_called_equal_is_equal():
     learners = reward_models.learners(RewardModelsStage())
-    assert len(learners) == 6 + 4 + 5 + 2 * 3
+    assert len(learners) == 6 + 2 + 4 + 5 + 2 * 3
     for name, who in learners.items():
         replies, pairs = who.prompts * who.k, who.prompts * who.k * (who.k - 1) // 2
-        if name.startswith("equal_labels"):
+        if name.startswith("equal_replies"):
             assert (replies, pairs) == (960, 1440)  # 240 rankings of four
         elif name.startswith("equal_pairs"):
             assert (replies, pairs) == (320, 480)
         elif not name.startswith("data"):
             assert (replies, pairs) == (960, 480)
+        assert who.epochs == (int(name[7:]) if "epochs" in name else 4 if who.prompts in (30, 60, 120) else 2)
 
 
 @pytest.mark.parametrize(
@@ -65,6 +67,7 @@ def test_equal_labels_and_equal_pairs_are_equal():
         ({"flips": [0.0]}, "flips"),
         ({"reward_model": {"loss": "best_of_k"}}, "reward_model.loss"),
         ({"reward_model": {"seed": 1}}, "reward_model.seed"),
+        ({"reward_model": {"epochs": 4}}, "reward_model.epochs"),
     ],
 )
 def test_settings_that_make_no_sense_are_refused_by_name(settings, message):
@@ -79,16 +82,16 @@ def ground():
 
 
 def test_units_share_replies_and_differ_in_labels_alone(ground):
-    few, many = (ground.rankings(reward_models.Learner(n)) for n in (6, 12))
+    few, many = (ground.rankings(reward_models.Learner(n, 1)) for n in (6, 12))
     assert few == many[:6] and len(many) == 12
-    some, more, all_of_them = (ground.rankings(reward_models.Learner(12, flip=flip)) for flip in (0.2, 0.6, 1.0))
+    some, more, all_of_them = (ground.rankings(reward_models.Learner(12, 1, flip=flip)) for flip in (0.2, 0.6, 1.0))
     turned = [
         {i for i, (row, old) in enumerate(zip(rows, many, strict=True)) if row["ranks"] != old["ranks"]}
         for rows in (some, more, all_of_them)
     ]
     assert turned[0] < turned[1] < turned[2] == set(range(12))
     assert [row["completions"] for row in more] == [row["completions"] for row in many]
-    fours = ground.rankings(reward_models.Learner(2, 4))
+    fours = ground.rankings(reward_models.Learner(2, 1, 4))
     assert [len(row["completions"]) for row in fours] == [4, 4]
 
 
@@ -96,25 +99,32 @@ def test_a_unit_learns_and_is_measured_where_the_others_are(ground):
     run = SimpleNamespace(progress=lambda *told: None)
     found = {
         name: reward_models.learn(name, ground, run)
-        for name in ("gold", "data_12", "trunk_base", "equal_pairs_plackett_luce")
+        for name in ("gold", "data_6", "data_12", "epochs_2", "trunk_base", "equal_pairs_plackett_luce")
     }
+    assert all(figures.pop("seconds") > 0 for figures in found.values())
     assert found["gold"]["accuracy_gold"] == 1.0
     best = ground.gold.amax(1).mean() - ground.gold.mean()  # of four, by gold
     assert found["gold"]["gain"] == pytest.approx(float(best))
     assert found["trunk_base"] == found["data_12"], "the SFT model is the base model here, and the rest is equal"
     other = found["equal_pairs_plackett_luce"]
-    assert (other["prompts"], other["replies"]) == (2, 8) and other["accuracy"] != found["gold"]["accuracy"]
+    assert (other["prompts"], other["replies"], other["pairs"]) == (2, 8, 12)
+    assert other["accuracy"] != found["gold"]["accuracy"]
+    assert [found[name]["steps"] for name in ("data_6", "data_12", "epochs_2")] == [2, 1, 2]
+    assert found["epochs_2"]["accuracy_train"] != found["data_12"]["accuracy_train"]
+    assert found["gold"]["rank_correlation"] == pytest.approx(1)
+    assert found["gold"]["score_sd"] == pytest.approx(float(ground.gold.std()) / ground.cfg.labeler.temperature)
+    words = [len(reply.split()) for row in ground.replies.replies for reply in row]
+    assert [figures["words_at_1"] for figures in found.values()] == pytest.approx([np.mean(words)] * len(found))
     assert all(figures["gain"] <= float(best) + 1e-9 for figures in found.values())
     units = {name: {0: figures} for name, figures in found.items()}
-    assert len(kept.figure(units).axes) == 8 and len(kept.calibration_figure(units).axes) == 3
+    assert len(kept.figure(units).axes) == 10 and len(kept.calibration_figure(units).axes) == 4
     assert kept.table(units).loc[("trunk", "base"), "seeds"] == 1
 
 
 def test_a_trunk_of_other_tokens_is_refused_by_name(tmp_path):
     save_policy(tmp_path / "other", make_policy(), make_tokenizer())
-    ground = reward_models.Shared(config(trunks={"strange": str(tmp_path / "other")}))
     with pytest.raises(LabError, match="trunks: strange .* has another tokenizer"):
-        ground.trunk("strange")
+        reward_models.Shared(config(trunks={"strange": str(tmp_path / "other")}))
 
 
 # ---- Measures by hand
@@ -134,9 +144,27 @@ def test_calibration_by_hand():
 
 def test_best_of_by_hand():
     gold = torch.tensor([[0.0, 1.0, 2.0, 6.0]])
-    worst = reward_models.best_of(-gold, gold, seed=0)
+    words = torch.tensor([[8, 6, 4, 2]])
+    worst = reward_models.best_of(-gold, gold, words, seed=0)
     # of the six pairs the lower ones are 0 0 0 1 1 2; of all four it is 0; one alone is 9/4
-    assert worst == pytest.approx({"gain_at_2": 4 / 6 - 9 / 4, "gain_at_4": -9 / 4})
+    assert worst == pytest.approx(
+        {
+            "gain_at_2": 4 / 6 - 9 / 4,
+            "gain_at_4": -9 / 4,
+            "words_at_1": 5,
+            "words_at_2": (3 * 8 + 2 * 6 + 4) / 6,
+            "words_at_4": 8,
+        }
+    )
+
+
+def test_rank_correlation_is_within_a_prompt():
+    gold = torch.tensor([[1.0, 2.0, 3.0], [7.0, 8.0, 9.0]])
+    assert reward_models.rank_correlation(100 - gold.exp(), gold) == pytest.approx(-1)
+    shifted = torch.tensor([[50.0, 60.0, 70.0], [3.0, 2.0, 1.0]])  # one prompt as gold, one the other way round
+    assert reward_models.rank_correlation(shifted, gold) == pytest.approx(0)
+    tied = torch.tensor([[1.0, 2.0, 3.0], [5.0, 5.0, 5.0]])  # ranks 1 2 3 and 2 2 2: covariance 2, variances 2 and 4
+    assert reward_models.rank_correlation(tied, gold) == pytest.approx(2 / 8**0.5)
 
 
 # ---- Over seeds
@@ -149,7 +177,7 @@ def made_up() -> kept.Units:
         for n in (30, 60, 120, 240):
             slope = 0.05 if n <= 60 else 0.01 * (seed + 1)
             start = 0.0 if n <= 60 else 5.0
-            figures = {"accuracy": level + start + slope * np.log2(n), "replies": 2.0 * n}
+            figures = {"accuracy": level + start + slope * np.log2(n), "replies": 2.0 * n, "epochs": 2}
             units.setdefault(f"data_{n}", {})[seed] = figures
         top = units["data_240"][seed]["accuracy"]
         for unit, less, weights in (
@@ -157,6 +185,7 @@ def made_up() -> kept.Units:
             ("trunk_b", 0.5, 2),
             ("trunk_a", 0.4, 3),
             ("trunk_base", 1, 3),
+            ("epochs_4", 0.3, 3),
         ):
             units.setdefault(unit, {})[seed] = {"accuracy": top - less, "replies": 480.0, "weights": weights}
         units.setdefault("equal_pairs_pairwise", {})[seed] = {"accuracy": top - [0.1, 0.3, 0.2, 0.2][seed]}
@@ -171,9 +200,11 @@ def test_contrasts_are_slopes_and_differences_seed_by_seed():
     units = made_up()
     asked = kept.contrasts(units)
     assert kept.reference(units) == "data_240"
-    lower, upper = asked["data"].values()
+    lower, upper, bend = asked["data"].values()
     assert kept.contrast(units, lower, "accuracy") == pytest.approx([0.05] * 4)
     assert kept.contrast(units, upper, "accuracy") == pytest.approx([0.01, 0.02, 0.03, 0.04])
+    assert kept.contrast(units, bend, "accuracy") == pytest.approx([-0.04, -0.03, -0.02, -0.01])
+    assert kept.contrast(units, asked["epochs"]["4 less 2"], "accuracy") == pytest.approx([-0.3] * 4)
     (noise,) = asked["noise"].values()  # five tenths of flips cost 0.25
     assert kept.contrast(units, noise, "accuracy") == pytest.approx([-0.05] * 4)
     sizes = {label: kept.contrast(units, weights, "accuracy")[0] for label, weights in asked["trunk"].items()}
@@ -182,7 +213,7 @@ def test_contrasts_are_slopes_and_differences_seed_by_seed():
 
 def test_intervals_of_one_question_hold_at_once():
     table = kept.comparison_table(made_up())
-    oracle = stats.ttest_1samp([0.01, 0.02, 0.03, 0.04], 0).confidence_interval(1 - 0.05 / 2)
+    oracle = stats.ttest_1samp([0.01, 0.02, 0.03, 0.04], 0).confidence_interval(1 - 0.05 / 3)
     shown = table.loc[("data", "a doubling, upper half"), "accuracy"]
     assert shown == f"0.025 [{oracle.low:.3f}, {oracle.high:.3f}]"
     alone = stats.ttest_1samp([-0.1, -0.3, -0.2, -0.2], 0).confidence_interval(0.95)
@@ -223,21 +254,34 @@ def test_other_settings_stand_apart_and_a_broken_line_is_named(tmp_path):
     run = SimpleNamespace(file=tmp_path.joinpath, log=lambda row, step: None, rewind=lambda step: None)
 
     def finished(**changes) -> Finished:
-        cfg = config(results=str(file), **changes)
-        ground = SimpleNamespace(cfg=cfg, models="m")
-        return Finished(ground, run, reward_models.own_settings(cfg), lists=reward_models.LISTS)
+        shared = reward_models.Shared(config(results=str(file), **changes))
+        return Finished(shared, run, reward_models.own_settings(shared), lists=reward_models.LISTS)
 
     assert finished().find("data_12") is None
     finished().add("data_12", {"accuracy": 0.7})
     assert finished().find("data_12") == {"accuracy": 0.7}
-    assert finished(comparisons=[6, 9, 12], flips=[0.1], trunks={}).find("data_12"), "more units, the same ones"
-    others = [{"seed": 1}, {"n_heldout": 9}, {"reward_model": {"epochs": 2}}, {"labeler": {"flip": 0.1}}]
-    others += [{"comparisons": [6, 12, 24]}]  # of which the first twelve are others
+    assert finished(comparisons={6: 1, 9: 1, 12: 1}, flips=[0.1], trunks={}).find("data_12"), (
+        "more units, the same ones"
+    )
+    others = [{"seed": 1}, {"n_heldout": 9}, {"comparisons": {12: 2}}, {"labeler": {"flip": 0.1}}]
+    others += [{"comparisons": {12: 1, 24: 1}}]  # of which the first twelve are others
     assert [finished(**other).find("data_12") for other in others] == [None] * 5
+    trunk = tmp_path / "trunk"
+    shutil.copytree(SMALL["policy"], trunk)
+    finished(trunks={"base": str(trunk)}).add("trunk_base", {"accuracy": 0.5})
+    assert finished().find("trunk_base") == {"accuracy": 0.5}, "the same weights, wherever they lie"
+    policy = load_policy(trunk)
+    torch.nn.init.zeros_(next(policy.parameters()))
+    save_policy(trunk, policy, load_tokenizer(trunk))
+    assert finished(trunks={"base": str(trunk)}).find("trunk_base") is None, "the same place, other weights"
     finished(n_heldout=9).add("data_12", {"accuracy": 0.1})
     finished().add("data_6", {"accuracy": 0.6})
     found = kept.recorded(file)
-    assert found.left_out == 1 and found.units == {"data_12": {0: {"accuracy": 0.7}}, "data_6": {0: {"accuracy": 0.6}}}
+    assert found.left_out == 1 and found.units == {
+        "data_12": {0: {"accuracy": 0.7}},
+        "trunk_base": {0: {"accuracy": 0.5}},
+        "data_6": {0: {"accuracy": 0.6}},
+    }
     file.write_text("{broken\n" + Path(file).read_text())
     with pytest.raises(LabError, match="line 1 is broken"):
         finished().find("data_12")

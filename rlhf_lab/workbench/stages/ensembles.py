@@ -21,11 +21,12 @@ class EnsemblesStage(StudyStage):
     combinations: list[Combination] = Field(list(get_args(Combination)), min_length=1)
     uncertainty_coef: float = Field(0.5, ge=0)  # of the members' variance, for `uncertainty`
     pool_prompts: int = Field(64, ge=1)  # held-out prompts of the pool
-    pool_size: int = Field(128, ge=2)  # replies to each of them
+    pool_size: int = Field(256, ge=2)  # replies to each of them
     eval_prompts: int = Field(128, ge=2)  # held-out prompts on which PPO is measured
     reward_model: RewardModelConfig = RewardModelConfig(epochs=4)
-    ppo: PPOConfig = PPOConfig(updates=20, batch_size=64, kl_coef=0.1)
-    measurements: int = Field(4, ge=1)  # times that PPO is measured while it trains
+    # No penalty: one coefficient would be another penalty for each combination, whose scores have another spread.
+    ppo: PPOConfig = PPOConfig(updates=30, batch_size=64, lr=2e-4, decay="off", kl_coef=0.0)
+    measurements: int = Field(10, ge=1)  # times that PPO is measured while it trains
 
     @model_validator(mode="after")
     def _fits(self) -> Self:

@@ -34,6 +34,7 @@ class FeedbackLoopsStage(StudyStage):
             "noisy_human": Source(flip=0.18),
             "judge": Source(length_bias=0.3, price=0.1),
             "judge_tenfold": Source(length_bias=0.3, price=0.1, times=10, arms=["offline"]),
+            "human_tenfold": Source(times=10, arms=["offline"]),
         },
         min_length=1,
     )

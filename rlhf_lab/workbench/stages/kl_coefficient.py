@@ -17,10 +17,11 @@ class KLCoefficientStage(StudyStage):
     coefficients: list[NonNegativeFloat] = Field([0.0, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0], min_length=2)  # ascending
     targets: list[PositiveFloat] = [1.0, 3.0]  # nats per reply, for adaptive control, which begins at ppo.kl_coef
     k3: list[PositiveFloat] = [0.5, 2.0]  # coefficients with k3 in the reward instead of k1
-    measurements: int = Field(6, ge=1)  # times that PPO is measured while it trains
+    measurements: int = Field(6, ge=1)  # times that PPO is measured while it trains; without a penalty at every update
+    n_heldout: int = Field(500, ge=1)  # comparisons to measure the reward model's accuracy on
     reward_model: RewardModelConfig = RewardModelConfig(epochs=4)
     # A constant learning rate: a run that is stopped early is then the same as a shorter one.
-    ppo: PPOConfig = PPOConfig(updates=30, batch_size=64, lr=2e-4, decay="off", kl_horizon=128)
+    ppo: PPOConfig = PPOConfig(updates=30, batch_size=64, lr=2e-4, decay="off", kl_coef=0.2, kl_horizon=128)
 
     @model_validator(mode="after")
     def _fits(self) -> Self:

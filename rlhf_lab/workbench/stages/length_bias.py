@@ -10,7 +10,7 @@ from rlhf_lab.training.reward_model import RewardModelConfig
 from rlhf_lab.workbench.stages.base import refuse_shared
 from rlhf_lab.workbench.stages.study import StudyStage
 
-Remedy = Literal["none", "balanced", "like_length", "penalty", "omit"]
+Remedy = Literal["none", "balanced", "fewer", "like_length", "penalty", "omit"]
 _ALL = list(get_args(Remedy))
 _NOT_IN_OMIT = ("score_scaling", "kl_control", "critic_warmup", "warmup", "decay", "ema", "ptx_coef")
 
@@ -30,7 +30,7 @@ class LengthBiasStage(StudyStage):
         {
             "fair": Taste(remedies=["none", "penalty"]),
             "likes_length": Taste(length_bias=0.3),
-            "misspecified": Taste(world="misspecified", remedies=["none", "balanced", "penalty"]),
+            "misspecified": Taste(world="misspecified", remedies=["none", "balanced", "fewer", "penalty"]),
         },
         min_length=1,
     )
@@ -38,7 +38,7 @@ class LengthBiasStage(StudyStage):
     candidates: int = Field(1500, ge=1)  # pairs of replies of which `like_length` takes those of least difference
     penalty: float = Field(0.1, ge=0)  # standard deviations of the score for each word
     longest: int = Field(16, ge=2)  # tokens; what is longer is left out of PPO's batches under `omit`
-    bin_width: int = Field(4, ge=1)  # words
+    bin_width: int = Field(4, ge=1)  # words; the split at other widths is kept besides
     reward_model: RewardModelConfig = RewardModelConfig(epochs=2)
     ppo: PPOConfig = PPOConfig(updates=20, batch_size=64, kl_coef=0.15)
 

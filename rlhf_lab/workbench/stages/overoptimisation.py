@@ -20,12 +20,12 @@ class OverOptimisationStage(StudyStage):
     }
     ppo_against: dict[str, list[PositiveInt]] = {
         "default": [30, 125, 1000],
-        "misspecified": [1000],
-        "near_linear": [30],
+        "misspecified": [30, 1000],
+        "near_linear": [30, 1000],
     }
     n_heldout: int = Field(500, ge=1)  # comparisons to measure accuracy on
     pool_size: int = Field(256, ge=2)  # replies to each held-out prompt, to take the best of
-    eval_prompts: int = Field(128, ge=2)  # half of them choose the peak, the other half measure the fall from it
+    eval_prompts: int = Field(128, ge=2)  # each half chooses the peak that the other one measures
     ppo: PPOConfig = PPOConfig(updates=36, batch_size=64, lr=2e-4, decay="off", kl_coef=0.0)
     measure_every: int = Field(3, ge=1)  # updates of PPO between two measurements
 

@@ -1,6 +1,6 @@
 """The parameters of 15_ppo_details, and the details themselves."""
 
-from typing import Any, NamedTuple, Self
+from typing import Any, Literal, NamedTuple, Self
 
 from pydantic import Field, model_validator
 
@@ -9,23 +9,36 @@ from rlhf_lab.training.reward_model import RewardModelConfig
 from rlhf_lab.workbench.stages.base import refuse_shared
 from rlhf_lab.workbench.stages.study import StudyStage
 
+_SHORT = {"max_new_tokens": 16}  # the SFT model's median reply is longer
+
 
 class Detail(NamedTuple):
     """One thing that is switched, and where it is talked about."""
 
     said: str
     source: str  # a number is that of the N+ details (2403.17031), docs/nplus.md
-    changes: dict[str, Any] = {}  # of PPO's settings; none: it breaks something, by studies/ppo_details.py
+    changes: dict[str, Any] = {}  # of PPO's settings; none: made from outside, by studies/ppo_details.py
+    kind: Literal["chance", "setting", "mistake"] = "setting"
+    against: str = ""  # the unit it differs from in one thing; "" = the baseline
 
 
 DETAILS = {
-    "again": Detail("nothing but PPO's random numbers: what chance alone does", "a control of the study itself"),
+    "again": Detail("nothing but PPO's random numbers", "what chance alone does", kind="chance"),
+    "again_2": Detail("the same, with others", "what chance alone does", kind="chance"),
+    "again_3": Detail("the same, with others", "what chance alone does", kind="chance"),
     "no_kl": Detail("no KL penalty", "InstructGPT", {"kl_coef": 0.0}),
     "k3_reward": Detail("k3 in the reward instead of k1", "11_kl_coefficient", {"kl_kind": "k3"}),
-    "k3_loss": Detail("k3 in the loss, as GRPO has it", "GRPO", {"kl_in": "loss", "kl_kind": "k3"}),
+    "k3_loss": Detail("k3 in the loss, beside whitened advantages", "GRPO", {"kl_in": "loss", "kl_kind": "k3"}),
     "temperature_0.7": Detail("sampled at temperature 0.7, measured at 1", "20", {"temperature": 0.7}),
     "no_eos_penalty": Detail("nothing for a missing EOS", "23", {"missing_eos_penalty": 0.0}),
     "eos_trick": Detail("without an EOS the score is -1", "23", {"missing_eos": "replace"}),
+    "short": Detail("16 tokens at most: what the next two are compared with", "23", _SHORT),
+    "short_no_eos_penalty": Detail(
+        "16 tokens, nothing for a missing EOS", "23", _SHORT | {"missing_eos_penalty": 0.0}, against="short"
+    ),
+    "short_eos_trick": Detail(
+        "16 tokens, without an EOS the score is -1", "23", _SHORT | {"missing_eos": "replace"}, against="short"
+    ),
     "score_running": Detail("scores over their running deviation", "Secrets of RLHF I", {"score_scaling": "running"}),
     "whiten_rewards": Detail("rewards whitened, keeping their mean", "24", {"whiten_rewards": True}),
     "no_whitening": Detail("advantages not whitened", "25", {"whiten": "off"}),
@@ -40,14 +53,15 @@ DETAILS = {
     "four_epochs": Detail("four passes over a rollout", "20", {"epochs": 4}),
     "one_minibatch": Detail("one optimizer step in a pass", "20", {"minibatches": 1}),
     "no_decay": Detail("a constant learning rate", "20", {"decay": "off"}),
-    "adam_eps_1e-8": Detail("Adam's epsilon as torch has it", "9, 10", {"adam_eps": 1e-8}),
+    "adam_eps_1e-8": Detail("Adam's epsilon as torch has it", "20, and the N list", {"adam_eps": 1e-8}),
     "no_grad_clip": Detail("gradients not clipped", "PPO's usual code", {"max_grad_norm": 1e6}),
     "critic_zero": Detail("the critic from the SFT model, head 0", "22"),
-    "score_raw": Detail("scores as the comparisons leave them, without zero and unit", "15"),
-    "eos_unread": Detail("the reward model reads replies without their EOS", "12"),
-    "padded_whitening": Detail("advantages whitened over the padding, too", "25"),
-    "dropout": Detail("dropout of 0.1 while it trains", "7"),
-    "reversed": Detail("a reward model from reversed labels", "a text with the loss's sign wrong"),
+    "score_no_zero": Detail("the SFT model's replies do not score 0 on average", "15", kind="mistake"),
+    "score_raw": Detail("nor have scores a unit: as the comparisons leave them", "15, and its unit", kind="mistake"),
+    "eos_unread": Detail("the reward model reads replies without their EOS", "12", kind="mistake"),
+    "padded_whitening": Detail("advantages whitened over the padding, too", "25", kind="mistake"),
+    "dropout": Detail("dropout of 0.1 while it trains: of attention, Llama has no other", "7", kind="mistake"),
+    "reversed": Detail("a reward model from reversed labels", "a text with the loss's sign wrong", kind="mistake"),
 }
 """Name -> what it switches, against the settings of the lab."""
 
@@ -66,6 +80,9 @@ class PPODetailsStage(StudyStage):
             raise ValueError(f"details: there is no {unknown[0]!r}; choose from {', '.join(DETAILS)}")
         if len({*self.details}) < len(self.details):
             raise ValueError("'details' names one twice")
+        for name in self.details:
+            if (against := DETAILS[name].against) and against not in self.details:
+                raise ValueError(f"details: {name!r} is compared with {against!r}, which is not among them")
         if self.reward_model.loss != "pairwise":
             raise ValueError(f"reward_model.loss is '{self.reward_model.loss}', but comparisons are for 'pairwise'")
         refuse_shared(self, ("reward_model", "ppo"), "units")

@@ -14,8 +14,11 @@ RankedLoss = Literal["pairwise", "plackett_luce", "best_of_k"]
 class RewardModelsStage(StudyStage):
     """12_reward_models: what makes a reward model better, one thing changed at a time."""
 
-    comparisons: list[PositiveInt] = Field([30, 60, 120, 240, 480, 960], min_length=1)  # to learn from
+    comparisons: dict[PositiveInt, PositiveInt] = Field(  # to learn from -> epochs over them
+        {30: 4, 60: 4, 120: 4, 240: 2, 480: 2, 960: 2}, min_length=1
+    )
     fixed: int = Field(480, ge=1)  # comparisons where something else is varied; one of the above
+    epochs: list[PositiveInt] = [1, 4]  # over these, instead of their own
     trunks: dict[str, str] = {  # what else a reward model starts from than the SFT model: what 00_pretrain makes
         **{size: f"00_pretrain/{size}.yaml" for size in ("small", "medium", "large")},
         "base": "sandbox",  # the base model that the SFT model was
@@ -27,12 +30,11 @@ class RewardModelsStage(StudyStage):
     n: int = Field(64, ge=2)  # of the best of n
     pool_size: int = Field(128, ge=2)  # replies to each held-out prompt
     eval_prompts: int = Field(64, ge=1)
-    reward_model: RewardModelConfig = RewardModelConfig(epochs=4)
 
     @model_validator(mode="after")
     def _fits(self) -> Self:
         if self.fixed not in self.comparisons:
-            raise ValueError(f"'fixed' is {self.fixed}, which is not one of 'comparisons' {self.comparisons}")
+            raise ValueError(f"'fixed' is {self.fixed}, which is not one of 'comparisons' {list(self.comparisons)}")
         if self.losses and (2 * self.fixed % self.k or self.fixed % self.pairs_of_k):
             raise ValueError(
                 f"rankings of {self.k} cannot equal {self.fixed} comparisons: 'fixed' must divide by "
@@ -44,6 +46,8 @@ class RewardModelsStage(StudyStage):
             raise ValueError(f"flips: {bad[0]} is not above 0 and at most 1")
         if self.reward_model.loss != "pairwise":
             raise ValueError("reward_model.loss is what 'losses' vary: leave it at 'pairwise'")
+        if self.reward_model.epochs != RewardModelConfig().epochs:
+            raise ValueError("reward_model.epochs is what 'comparisons' say for each size: leave it out")
         refuse_shared(self, ("reward_model",), "units")
         return self
 

@@ -14,10 +14,13 @@ from rlhf_lab import models
 from rlhf_lab.models import Scorer
 from rlhf_lab.rewards import EnsembleReward, ModelReward, Reward
 from rlhf_lab.training import reward_model as rm
+from rlhf_lab.training.best_of_n import Pool, score_pool
 from rlhf_lab.training.ppo import PPOState, PPOUpdate, ppo_start, ppo_updates
 from rlhf_lab.training.rollouts import sample_replies
-from rlhf_lab.workbench.evaluation import Measure
+from rlhf_lab.workbench.evaluation import Measure, win_rate
 from rlhf_lab.workbench.runs import Run
+
+GOLD_PARTS = ("helpful", "honest", "harmless", "concise", "manner")
 
 
 def rankings_of(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
@@ -84,6 +87,34 @@ def normalise(scorers: Sequence[Scorer], policy, ground) -> None:
     )
     for scorer in scorers:
         rm.normalise_to_reference(scorer, tokenizer, prompts, replies, finished=finished)
+
+
+def accuracies(scorer: Scorer, ground, rows: Sequence[Mapping[str, Any]]) -> dict[str, float]:
+    """A reward model on held-out comparisons: how often it agrees with the labels, and with gold."""
+    pool = Pool(*([row[name] for row in rows] for name in ("prompt", "completions", "finished")))
+    rankers = ModelReward(scorer, ground.tokenizer, ground.tokenizer), ground.world.gold
+    lead, truth = (-score_pool(ranker, pool).diff(dim=1).squeeze(1).numpy() for ranker in rankers)
+    ranks = np.array([row["ranks"] for row in rows])
+    return {
+        "accuracy": agreement(lead, ranks[:, 1] - ranks[:, 0]),
+        "accuracy_gold": agreement(lead, truth),
+    }
+
+
+def reply_figures(measure: Measure) -> dict[str, float]:
+    """How a policy answers at each measurement: words, EOS rate and win rate; and the parts of gold, first and last."""
+    before = measure.baseline.answers
+    figures = {}
+    for at, point in measure.points.items():
+        found = point.answers
+        figures |= {
+            f"words_at_{at}": float(found["words"].mean()),
+            f"eos_rate_at_{at}": float(found["finished"].mean()),
+            f"win_rate_at_{at}": win_rate(found["gold"], before["gold"]),
+        }
+    for when, answers in (("first", before), ("last", measure.last.answers)):
+        figures |= {f"{part}_{when}": float(answers[part].mean()) for part in GOLD_PARTS}
+    return figures
 
 
 def ensemble(scorers: Sequence[Scorer], tokenizer) -> EnsembleReward:

@@ -1,7 +1,8 @@
 """13_ensembles: tables and figure, of a run and over seeds."""
 
+from collections.abc import Sequence
 from pathlib import Path
-from typing import get_args
+from typing import Any, get_args
 
 import numpy as np
 import pandas as pd
@@ -11,7 +12,7 @@ from rlhf_lab.workbench.artefacts import HOUSE
 from rlhf_lab.workbench.intervals import mean_interval
 from rlhf_lab.workbench.records import read_jsonl
 from rlhf_lab.workbench.stages.ensembles import Combination
-from rlhf_lab.workbench.studies.units import Figures, Recorded, Units, latest, less_rows, mean_text
+from rlhf_lab.workbench.studies.units import Figures, Recorded, Units, gaps_text, joined, latest, less_rows, mean_text
 from rlhf_lab.workbench.style import BLUE, GREEN, GREY, INK, ORANGE, empty_figure, styled
 from rlhf_lab.workbench.writing import user_path
 
@@ -28,7 +29,8 @@ _SHOWN = {  # figure -> digits
     "kl": 1,
     "eos_rate": 2,
 }
-COMPARED = {"bon": "gold, best of n", "ppo": "gold, PPO", "accuracy_gold": "accuracy"}
+COMPARED = {"bon": "gold, best of n", "ppo": "gold, PPO's end", "accuracy_gold": "accuracy"}
+AT_EQUAL_KL = ("gold, PPO on the way", "gold, PPO as far")
 
 
 def recorded(file: str | Path = "") -> Recorded | None:
@@ -56,7 +58,10 @@ def table(units: Units) -> pd.DataFrame:
 
 
 def comparison_table(units: Units) -> pd.DataFrame:
-    """Each ensemble less the single model, seed by seed; the intervals of a column hold all at once (Bonferroni)."""
+    """Each ensemble less the single model, seed by seed; the intervals of a column hold all at once (Bonferroni).
+
+    At PPO's end the two have not gone equally far; what is compared on the way and as far says `at_equal_kl`.
+    """
     pairs = {
         (flip, how): (unit, combined["single"])
         for flip, combined in levels(units).items()
@@ -64,8 +69,25 @@ def comparison_table(units: Units) -> pd.DataFrame:
         if how != "single" and "single" in combined
     }
     rows = less_rows(units, pairs, COMPARED)
+    for key, (unit, single) in pairs.items():
+        seeds = [seed for seed in units[unit] if seed in units[single]]
+        gaps = [at_equal_kl(units[unit][seed], units[single][seed]) for seed in seeds]
+        rows[key] |= {name: gaps_text([gap[i] for gap in gaps], len(pairs)) for i, name in enumerate(AT_EQUAL_KL)}
     index = pd.MultiIndex.from_tuples(rows, names=["flipped", "less the single model"])
-    return pd.DataFrame(list(rows.values()), index=index, columns=list(COMPARED.values()))
+    return pd.DataFrame(list(rows.values()), index=index, columns=[*COMPARED.values(), *AT_EQUAL_KL])
+
+
+def at_equal_kl(figures: Figures, other: Figures) -> tuple[float, float]:
+    """Gold under PPO less that of another unit at the same KL: on the mean of the way, and as far as both have gone.
+
+    Each is compared at its own measurements with the other's, joined by straight lines: lines cut off the bend of a
+    curve, and so take from both what they take.
+    """
+    (x, y), (other_x, other_y) = along_ppo(figures), along_ppo(other)
+    ours, theirs = y - joined(x, other_x, other_y), joined(other_x, x, y) - other_y
+    gaps, at = np.concatenate([ours[1:], theirs[1:]]), np.concatenate([x[1:], other_x[1:]])
+    known = np.isfinite(gaps)
+    return float(gaps[known].mean()), float(gaps[known][at[known].argmax()])
 
 
 def results(units: Units) -> Figures:
@@ -85,17 +107,21 @@ def tables(file: str | Path) -> str:
 
 @styled
 def figure(units: Units) -> Figure:
-    """Gain in gold along n (left) and along PPO's KL (right), a row for each level of noise: means, 95% intervals."""
+    """Gain in gold along n (left) and PPO's distance (right), a row for each level of noise: means, 95% intervals.
+
+    PPO's mean goes as far as every seed does; thin is each seed.
+    """
     shown = levels(units)
     fig, axes = empty_figure(len(shown), 2, height=0.6 + 2.7 * len(shown))
     for row, (flip, combined) in zip(axes, shown.items(), strict=True):
-        ns = along_n(units, next(iter(combined.values())))[0]
         for how, unit in combined.items():
-            for ax, (x, gold) in zip(row, (along_n(units, unit), along_ppo(units, unit)), strict=True):
-                at = [mean_interval(column) for column in gold.T]
-                ax.plot(x, [i.mean for i in at], color=_COLORS[how], label=how, marker="o", markersize=3.5)
-                if len(gold) > 1:
-                    ax.fill_between(x, [i.low for i in at], [i.high for i in at], color=_COLORS[how], alpha=0.1)
+            ns, gold = along_n(units, unit)
+            _draw(row[0], ns, gold, how, marker="o", markersize=3.5)
+            curves = [along_ppo(figures) for figures in units[unit].values()]
+            for x, y in curves:
+                row[1].plot(x, y, color=_COLORS[how], linewidth=0.6, alpha=0.4)
+            places = np.linspace(0, min(x.max() for x, _ in curves), 40)
+            _draw(row[1], places, np.array([joined(places, x, y) for x, y in curves]), how)
         for ax in row:
             ax.axhline(0, color=GREY, linewidth=0.6)
         row[0].set_ylabel("gain in gold (sd)")
@@ -103,24 +129,33 @@ def figure(units: Units) -> Figure:
         row[0].set_xscale("log", base=2)
         row[0].set_xticks(ns, ns)
     axes[-1, 0].set_xlabel("n of the best of n")
-    axes[-1, 1].set_xlabel("PPO: KL to the SFT model (nats per reply)")
+    axes[-1, 1].set_xlabel("PPO: square root of the KL (nats per reply)")
     axes[0, 1].legend(loc="best")
     return fig
 
 
+def _draw(ax, x: Sequence[float], rows: np.ndarray, how: str, **style: Any) -> None:
+    """The mean of (seeds, places), and where there are several seeds its 95% interval."""
+    at = [mean_interval(column) for column in rows.T]
+    ax.plot(x, [i.mean for i in at], color=_COLORS[how], label=how, **style)
+    if len(rows) > 1:
+        ax.fill_between(x, [i.low for i in at], [i.high for i in at], color=_COLORS[how], alpha=0.1)
+
+
 def along_n(units: Units, unit: str) -> tuple[list[int], np.ndarray]:
     """The n's, and (seeds, n's) of the gain in gold."""
-    return _curves(units, unit, "bon_at_")
-
-
-def along_ppo(units: Units, unit: str) -> tuple[np.ndarray, np.ndarray]:
-    """The mean KL after so many updates, and (seeds, measurements) of the gain in gold."""
-    _, kl = _curves(units, unit, "ppo_kl_at_")
-    return kl.mean(0), _curves(units, unit, "ppo_gold_at_")[1]
-
-
-def _curves(units: Units, unit: str, name: str) -> tuple[list[int], np.ndarray]:
-    """The numbers at the end of some figures' names, and (seeds, numbers) of those figures."""
     seeds = list(units[unit].values())
-    places = sorted(int(key.removeprefix(name)) for key in seeds[0] if key.startswith(name))
-    return places, np.array([[figures[f"{name}{place}"] for place in places] for figures in seeds])
+    ns = _places(seeds[0], "bon_at_")
+    return ns, np.array([[figures[f"bon_at_{n}"] for n in ns] for figures in seeds])
+
+
+def along_ppo(figures: Figures) -> tuple[np.ndarray, np.ndarray]:
+    """The square root of the KL (an estimate below 0 counts as 0) and the gain in gold, at each measurement."""
+    updates = _places(figures, "ppo_kl_at_")
+    kl, gold = (np.array([figures[f"ppo_{what}_at_{update}"] for update in updates]) for what in ("kl", "gold"))
+    return np.sqrt(np.maximum(kl, 0)), gold
+
+
+def _places(figures: Figures, name: str) -> list[int]:
+    """The numbers at the end of some figures' names."""
+    return sorted(int(key.removeprefix(name)) for key in figures if key.startswith(name))

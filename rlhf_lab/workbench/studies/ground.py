@@ -86,6 +86,12 @@ class Ground:
         sampling = {"size": size, "max_new_tokens": self.cfg.max_new_tokens, "seed": self.cfg.seed + 3}
         return sample_pool(self.sft, self.tokenizer, self.held_out[:prompts], **sampling)
 
+    @cached_property
+    def duel(self) -> Pool:
+        """Two replies of the SFT model to each held-out prompt, to measure the reward models on."""
+        sampling = {"size": 2, "max_new_tokens": self.cfg.max_new_tokens, "seed": self.cfg.seed + 300}
+        return sample_pool(self.sft, self.tokenizer, self.held_out, **sampling)
+
 
 class Finished(FinishedUnits):
     """The finished units of a study, in `cfg.results` or a file of the run's own.

@@ -23,7 +23,7 @@ from rlhf_lab.workbench.runs import Run
 from rlhf_lab.workbench.stages import HumanFeedbackStage
 from rlhf_lab.workbench.studies import chain
 from rlhf_lab.workbench.studies.finished_lines import fingerprint
-from rlhf_lab.workbench.studies.rounds import Learned, lead, learned_figures
+from rlhf_lab.workbench.studies.rounds import Learned, lead, learned_figures, own_pairs
 from rlhf_lab.workbench.studies.units import Figures
 
 
@@ -101,4 +101,4 @@ def round_figures(ground: Ground, files: Sequence[LabelFile], rows: Sequence[dic
     figures = {"labels": len(answers), "ties": answers.count("tie") / len(answers)}
     if ground.world is not None:
         figures["accuracy"] = chain.agreement(lead(learned.reward, ground.duel), ground.verdicts)
-    return figures | learned_figures(ground, rows, learned)
+    return figures | learned_figures(ground, rows, learned, own_pairs(ground, learned.policy))

@@ -45,6 +45,9 @@ def _draw_curves(ax, units: Units) -> None:
     for (coef, unit), color in zip(fixed.items(), shades, strict=True):
         x, y = _mean_curve(units, unit)
         ax.plot(x, y, color=color, marker="o", markersize=2.5, linewidth=1.1, label=f"{coef:g}")
+    for unit in named(units, "again").values():
+        x, y = _mean_curve(units, unit)
+        ax.plot(x, y, color=GREY, linewidth=0.9, linestyle="--", label="0 again")
     for target, unit in named(units, "ziegler").items():
         x, y = _mean_curve(units, unit)
         ax.plot(x, y, color=RED, marker="s", markersize=2.5, linewidth=0.9, linestyle=":", label=f"target {target:g}")

@@ -1,6 +1,7 @@
 """11_kl_coefficient: is gold an inverted U, is the penalty more than early stopping? Of a run and over seeds."""
 
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
@@ -9,7 +10,7 @@ import pandas as pd
 
 from rlhf_lab.workbench.artefacts import HOUSE
 from rlhf_lab.workbench.records import read_jsonl
-from rlhf_lab.workbench.studies.units import Figures, Recorded, Units, gaps_text, latest, less_text, mean_text
+from rlhf_lab.workbench.studies.units import Figures, Recorded, Units, gaps_text, joined, latest, less_text, mean_text
 from rlhf_lab.workbench.writing import user_path
 
 RECORDED = HOUSE / "experiments" / "reference" / "kl-coefficient.jsonl"
@@ -23,7 +24,7 @@ def recorded(file: str | Path = "") -> Recorded | None:
 
 
 def named(units: Units, kind: str) -> dict[float, str]:
-    """Number -> unit, ascending, of the units of one kind: kl (fixed coefficients), ziegler or k3."""
+    """Number -> unit, ascending, of the units of one kind: kl (fixed coefficients), again, ziegler or k3."""
     found = {float(unit.removeprefix(f"{kind}_")): unit for unit in units if unit.startswith(f"{kind}_")}
     return dict(sorted(found.items()))
 
@@ -32,7 +33,7 @@ def table(units: Units) -> pd.DataFrame:
     """Where each unit ended; over several seeds means with 95% intervals."""
     rows = {
         unit: {name: mean_text(units[unit], name, digits) for name, digits in _SHOWN.items()}
-        for kind in ("kl", "ziegler", "k3")
+        for kind in ("kl", "again", "ziegler", "k3")
         for unit in named(units, kind).values()
     }
     return pd.DataFrame.from_dict(rows, orient="index").rename_axis("unit")
@@ -45,43 +46,62 @@ class Best(NamedTuple):
     """The best coefficient, found without the gold that then judges it."""
 
     chosen: dict[int, float]  # seed -> coefficient
-    less: dict[str, list[float]]  # an end's unit -> gold of the chosen one less that end's, for each seed
+    stopped: dict[int, int]  # seed -> the update after which the run without a penalty is best stopped
+    less: dict[str, list[float]]  # what it is compared with -> gold of the chosen one less that, for each seed
 
 
 def best_inside(units: Units) -> Best:
-    """The best fixed coefficient against the two ends.
+    """The best fixed coefficient against the two ends, and against the run without a penalty, best stopped.
 
-    For each seed it is chosen by the mean gold of the other seeds on the first half of the prompts, and measured on
+    For each seed both are chosen by the mean gold of the other seeds on the first half of the prompts, and measured on
     this seed's second half: a run that was lucky cannot choose itself. With one seed that seed's first half chooses.
     """
     fixed = named(units, "kl")
     seeds = sorted(set.intersection(*({*units[unit]} for unit in fixed.values())))
     ends = [list(fixed.values())[0], list(fixed.values())[-1]]
-    chosen, less = {}, {end: [] for end in ends}
+    ended = {coef: (unit, "gold_chooses") for coef, unit in fixed.items()}
+    stops = {update: ("kl_0", f"gold_chooses_at_{update}") for update in measured_at(units["kl_0"][seeds[0]])}
+    best = Best({}, {}, {})
     for seed in seeds:
         others = [s for s in seeds if s != seed] or [seed]
-        means = {coef: np.mean([units[unit][s]["gold_chooses"] for s in others]) for coef, unit in fixed.items()}
-        chosen[seed] = max(means, key=means.__getitem__)
-        gold = units[fixed[chosen[seed]]][seed]["gold_tests"]
-        for end in ends:
-            less[end].append(gold - units[end][seed]["gold_tests"])
-    return Best(chosen, less)
+        best.chosen[seed], best.stopped[seed] = (_highest(units, places, others) for places in (ended, stops))
+        gold = units[fixed[best.chosen[seed]]][seed]["gold_tests"]
+        rivals = {end: units[end][seed]["gold_tests"] for end in ends}
+        rivals["kl_0, stopped"] = units["kl_0"][seed][f"gold_tests_at_{best.stopped[seed]}"]
+        for rival, other in rivals.items():
+            best.less.setdefault(rival, []).append(gold - other)
+    return best
+
+
+def _highest(units: Units, places: Mapping[float, tuple[str, str]], seeds: list[int]) -> float:
+    """The key of the highest mean over seeds. places: key -> a unit and one of its figures."""
+    means = {key: np.mean([units[unit][seed][name] for seed in seeds]) for key, (unit, name) in places.items()}
+    return max(means, key=means.__getitem__)
 
 
 def inverted_u_table(units: Units) -> pd.DataFrame:
-    """Gold of the best coefficient less that of either end; the two intervals hold at once (Bonferroni)."""
+    """Gold of the best coefficient less that of either end, and of the run without a penalty where it is best stopped.
+
+    The three intervals hold at once (Bonferroni).
+    """
     best = best_inside(units)
-    coefficients = ", ".join(f"{coef:g}" for coef in sorted({*best.chosen.values()}))
-    rows = {f"less {end}": {"chosen": coefficients, "gold": gaps_text(gaps, 2)} for end, gaps in best.less.items()}
-    return pd.DataFrame.from_dict(rows, orient="index").rename_axis("the best coefficient")
+    coefficients, updates = (", ".join(f"{x:g}" for x in sorted({*x.values()})) for x in (best.chosen, best.stopped))
+    rows = {f"less {rival}": {"chosen": coefficients, "gold": gaps_text(gaps, 3)} for rival, gaps in best.less.items()}
+    rows["less kl_0, stopped"]["stopped after"] = updates
+    return pd.DataFrame.from_dict(rows, orient="index").fillna("").rename_axis("the best coefficient")
 
 
 # ---- Is the penalty only early stopping?
 
 
+def measured_at(figures: Figures) -> list[int]:
+    """The updates after which a unit was measured."""
+    return sorted(int(name.removeprefix("kl_at_")) for name in figures if name.startswith("kl_at_"))
+
+
 def curve(figures: Figures, what: str) -> tuple[np.ndarray, np.ndarray]:
     """The square root of the KL and a figure, at each measurement. An estimate of the KL below 0 counts as 0."""
-    updates = sorted(int(name.removeprefix("kl_at_")) for name in figures if name.startswith("kl_at_"))
+    updates = measured_at(figures)
     distance = np.sqrt(np.maximum([figures[f"kl_at_{update}"] for update in updates], 0))
     return distance, np.array([figures[f"{what}_at_{update}"] for update in updates])
 
@@ -91,35 +111,43 @@ def gaps_at_equal_kl(figures: Figures, without: Figures, what: str) -> np.ndarra
 
     That run's curve against the square root of the KL is joined by straight lines, in order of the KL; NaN beyond it.
     """
-    (x, y), (other_x, other_y) = curve(figures, what), curve(without, what)
-    order = np.argsort(other_x, kind="stable")
-    return (y - np.interp(x, other_x[order], other_y[order], right=np.nan))[1:]
+    distance, values = curve(figures, what)
+    return (values - joined(distance, *curve(without, what)))[1:]
 
 
 def early_stopping_table(units: Units) -> pd.DataFrame:
     """What a penalty gives over stopping the run without one at the same KL: at the end, and on the average of the way.
 
     Where a run went further than the one without a penalty there is nothing to compare with; `seeds` says how many are
-    left. The intervals of a column hold all at once (Bonferroni).
+    left. `kl_0 after` is the update after which that one was as far as the other at its end, which took all of its own.
+    again_0 is what chance alone does. The intervals of a column hold all at once (Bonferroni).
     """
-    held = [unit for coef, unit in named(units, "kl").items() if coef] + list(named(units, "ziegler").values())
+    held = [unit for coef, unit in named(units, "kl").items() if coef]
+    held += [unit for kind in ("ziegler", "again") for unit in named(units, kind).values()]
     return pd.DataFrame.from_dict({unit: _beyond_stopping(units, unit, len(held)) for unit in held}, orient="index")
 
 
 def _beyond_stopping(units: Units, unit: str, comparisons: int) -> dict[str, str | int]:
-    seeds = [seed for seed in units[unit] if seed in units["kl_0"]]
+    pairs = [(figures, units["kl_0"][seed]) for seed, figures in units[unit].items() if seed in units["kl_0"]]
 
     def gaps(what: str, reduce: Callable[[np.ndarray], float]) -> list[float]:
-        each = [reduce(gaps_at_equal_kl(units[unit][seed], units["kl_0"][seed], what)) for seed in seeds]
+        each = [reduce(gaps_at_equal_kl(*pair, what)) for pair in pairs]
         return [gap for gap in each if np.isfinite(gap)]
 
+    there = [_updates_to(math.sqrt(max(ours["kl"], 0)), without) for ours, without in pairs]
     at_end = gaps("gold", lambda row: row[-1])
     return {
         "seeds": len(at_end),
+        "kl_0 after": f"{np.nanmean(there):.0f}" if at_end else "",
         "gold, at the end": gaps_text(at_end, comparisons),
         "gold, on the way": gaps_text(gaps("gold", _known_mean), comparisons),
         "score, at the end": gaps_text(gaps("score", lambda row: row[-1]), comparisons),
     }
+
+
+def _updates_to(distance: float, without: Figures) -> float:
+    """The update after which the run without a penalty was at a distance; NaN where it never was."""
+    return float(joined(distance, curve(without, "kl")[0], np.array(measured_at(without))))
 
 
 def _known_mean(row: np.ndarray) -> float:

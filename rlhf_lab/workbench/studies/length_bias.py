@@ -1,6 +1,7 @@
 """14_length_bias: a reward model from labelers of one taste, PPO against it with a remedy, and what of it is length."""
 
 import copy
+import random
 import time
 from collections.abc import Iterator
 from functools import cached_property
@@ -16,7 +17,7 @@ from rlhf_lab.judges.feedback import Row, label
 from rlhf_lab.maths import length_gain
 from rlhf_lab.models import Scorer
 from rlhf_lab.rewards import Reward, WeightedReward, call_reward
-from rlhf_lab.training.best_of_n import Pool, sample_pool, score_pool
+from rlhf_lab.training.best_of_n import score_pool
 from rlhf_lab.training.ppo import PPOState, PPOUpdate, estimate_advantages, ppo_step
 from rlhf_lab.training.rollouts import rollout
 from rlhf_lab.workbench.evaluation import Measure
@@ -28,7 +29,8 @@ from rlhf_lab.workbench.studies import chain
 from rlhf_lab.workbench.studies.ground import Ground
 from rlhf_lab.workbench.studies.units import Figures
 
-DATA = ("balanced", "like_length")  # the remedies that change what is learned from
+DATA = ("balanced", "fewer", "like_length")  # the remedies that change what is learned from
+WIDTHS = (1, 2, 8)  # words, of the bins besides those of `bin_width`
 
 
 class LengthGround(Ground):
@@ -47,12 +49,6 @@ class LengthGround(Ground):
             {"prompt": row["prompt"], "reply_a": row["completions"][0], "reply_b": row["completions"][1]} | end
             for row, end in zip(rows, ends, strict=True)
         )
-
-    @cached_property
-    def duel(self) -> Pool:
-        """Two replies of the SFT model to each held-out prompt, to measure the reward models on."""
-        sampling = {"size": 2, "max_new_tokens": self.cfg.max_new_tokens, "seed": self.cfg.seed + 300}
-        return sample_pool(self.sft, self.tokenizer, self.held_out, **sampling)
 
     def judge(self, taste: Taste) -> SimulatedJudge:
         """Who labels: the labeler, or the people of the world, with this taste besides."""
@@ -80,7 +76,8 @@ def unit(name: str, ground: LengthGround, run: Run) -> Figures:
         **({"pay": lambda reward: penalised(reward, cfg.penalty)} if remedy == "penalty" else {}),
         **({"updates": lambda state: short_updates(state, cfg.longest)} if remedy == "omit" else {}),
     )
-    figures = figures | measure.results() | gain_figures(measure, cfg.bin_width) | win_figures(measure, judge)
+    figures = figures | measure.results() | chain.reply_figures(measure) | gain_figures(measure, cfg.bin_width)
+    figures |= utility_figures(figures, judge) | win_figures(measure, judge)
     return figures | {"seconds": time.perf_counter() - began}
 
 
@@ -101,15 +98,21 @@ def learned(name: str, ground: LengthGround, judge: SimulatedJudge, data: str, r
 def labelled(pairs: pd.DataFrame, judge: SimulatedJudge, data: str, n: int, seed: int) -> list[Row]:
     """`n` labels as rows of prompt, chosen, rejected and finished; `balanced` throws some of them away.
 
-    like_length: the pairs of least difference in words are labelled, in place of the first.
+    like_length: the pairs of least difference in words are labelled, in place of the first. fewer: of the labels, drawn
+    at random, as many are kept as balanced keeps.
     """
     if data == "like_length":
         apart = (pairs["words_a"] - pairs["words_b"]).abs()
         pairs = pairs.loc[apart.sort_values(kind="stable").index[:n].sort_values()]
-    found = label(judge, pairs.iloc[:n], remedy="length_balance" if data == "balanced" else "none", seed=seed)
-    if not found.rows:
-        raise LabError(f"{data}: none of {found.pairs} labels is left to learn from; raise 'comparisons'")
-    return found.rows
+    pairs = pairs.iloc[:n]
+    rows = label(judge, pairs, seed=seed).rows
+    if data in ("balanced", "fewer"):
+        balanced = label(judge, pairs, remedy="length_balance", seed=seed).rows
+        drawn = random.Random(f"fewer/{seed}").sample(range(len(rows)), len(balanced))
+        rows = balanced if data == "balanced" else [rows[place] for place in sorted(drawn)]
+    if not rows:
+        raise LabError(f"{data}: none of {len(pairs)} labels is left to learn from; raise 'comparisons'")
+    return rows
 
 
 def label_figures(rows: list[Row], gold: Reward) -> Figures:
@@ -178,20 +181,30 @@ def short_updates(state: PPOState, longest: int) -> Iterator[PPOUpdate]:
 
 
 def gain_figures(measure: Measure, width: int) -> Figures:
-    """The gain in score and in gold over the SFT model, and what of each is within bins of like length."""
+    """The gain in score and in gold over the SFT model, what of each is within bins of like length, and the lengths.
+
+    score_within and covered are for bins of `width`, score_within_8 and so on for those of `WIDTHS`.
+    """
     first, last = measure.baseline.answers, measure.last.answers
-    lengths = [torch.tensor(answers["words"].to_numpy()) for answers in (first, last)]
+    words = [torch.tensor(answers["words"].to_numpy()) for answers in (first, last)]
     scores = [torch.tensor(_scores(measure.reward, answers)) for answers in (first, last)]
     gold = [torch.tensor(answers["gold"].to_numpy()) for answers in (first, last)]
-    score, true = (length_gain(*values, *lengths, width=width) for values in (scores, gold))
-    return {
-        "words_sft": float(first["words"].mean()),
-        "score_gain": score.total.item(),
-        "score_within": score.within.item(),
-        "non_length": score.share.item(),
-        "gold_within": true.within.item(),
-        "covered": score.covered.item(),
-    }
+    figures: Figures = {}
+    for behind, each in {"": width, **{f"_{other}": other for other in WIDTHS}}.items():
+        score, true = (length_gain(*values, *words, width=each) for values in (scores, gold))
+        figures |= {f"score_within{behind}": score.within.item(), f"gold_within{behind}": true.within.item()}
+        figures[f"covered{behind}"] = score.covered.item()
+    for behind, answers in {"": last, "_sft": first}.items():
+        figures[f"words_sd{behind}"] = float(answers["words"].std())
+        figures[f"words_q90{behind}"] = float(answers["words"].quantile(0.9))
+    return figures | {"score_gain": score.total.item(), "words_sft": float(first["words"].mean())}
+
+
+def utility_figures(figures: Figures, judge: SimulatedJudge) -> Figures:
+    """What who labelled has gained, in the logits that they compare by, and what of it they gained by words alone."""
+    by_words = judge.config.length * (figures["words"] - figures["words_sft"])
+    gold = figures["gold_gain"] / max(judge.config.temperature, 1e-9)
+    return {"utility_gain": gold + by_words, "utility_words": by_words}
 
 
 def _scores(reward: Reward, answers: pd.DataFrame) -> list[float]:
@@ -202,18 +215,20 @@ def _scores(reward: Reward, answers: pd.DataFrame) -> list[float]:
 def win_figures(measure: Measure, judge: SimulatedJudge) -> Figures:
     """PPO's win rate over the SFT model, raw and controlled for length: by who labelled, and by one without a bias.
 
-    The probabilities themselves are averaged, each reply standing first in half of the questions.
+    The probabilities themselves are averaged, each reply standing first in half of the questions. win_by_length: what
+    the regression gives to length, in logits at tanh(difference in words / its deviation, words_apart_sd) = 1.
     """
     ours, theirs = (point.answers for point in (measure.last, measure.baseline))
     table = pd.DataFrame({"model_a": "ppo", "model_b": "sft", "prompt_id": ours["prompt"]})
     table = table.assign(words_a=ours["words"], words_b=theirs["words"])
     fair = SimulatedJudge(judge.config.model_copy(update={"length": 0.0, "position": 0.0}), judge.gold)
-    figures = {}
+    figures = {"words_apart_sd": float(np.std(ours["words"] - theirs["words"]))}
     for name, who in {"win": judge, "win_fair": fair}.items():
         p = _wins(who, ours, theirs)
         battles = table.assign(p_a=p, outcome=np.where(p > 0.5, "a", "b"))
         found = length_controlled_win_rate(battles, "ppo", "sft", unit="words", by="probability", rounds=0)
         figures |= {name: found.win_rate.value, f"{name}_controlled": found.controlled.value}
+        figures[f"{name}_by_length"] = float(found.terms.set_index("term")["value"].get("length", 0.0))
     return figures
 
 

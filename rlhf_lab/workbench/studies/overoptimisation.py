@@ -4,8 +4,10 @@ A unit is one way of optimising against one reward model in one world, such as d
 """
 
 import math
+import time
 from collections.abc import Sequence
 from functools import cache, cached_property
+from statistics import fmean
 from typing import Any
 
 import numpy as np
@@ -15,7 +17,6 @@ from rlhf_lab import models
 from rlhf_lab.maths import best_of_n_curve, best_of_n_kl, tied_best_of_n_kl
 from rlhf_lab.models import Scorer
 from rlhf_lab.rewards import ModelReward
-from rlhf_lab.training import reward_model as rm
 from rlhf_lab.training.best_of_n import Pool, score_pool
 from rlhf_lab.workbench.runs import Run
 from rlhf_lab.workbench.stages import OverOptimisationStage
@@ -71,13 +72,14 @@ class Proxies:
         here = self.world(world)
         return here.comparisons(here.labeler(), split=split, n=n)
 
-    def _scorer(self, world: str, size: int) -> Scorer:
-        """The reward model of that many comparisons, its scores in standard deviations over the SFT model's replies.
+    def learned_from(self, world: str, size: int) -> list[dict[str, Any]]:
+        """The first comparisons of those of the largest reward model; fewer where too many replies were equal."""
+        return self.comparisons(world, "train", max(self.cfg.comparisons))[:size]
 
-        The smaller sets are the beginning of the larger ones.
-        """
+    def _scorer(self, world: str, size: int) -> Scorer:
+        """The reward model of that many comparisons, its scores in standard deviations over the SFT model's replies."""
         cfg, common = self.cfg, self.ground
-        rows = self.comparisons(world, "train", max(cfg.comparisons))[:size]
+        rows = self.learned_from(world, size)
         own = {"epochs": cfg.comparisons[size], "seed": cfg.seed, "precision": cfg.precision}
         torch.manual_seed(cfg.seed)  # of the new head, whatever was made before it
         what = f"{world}, reward model of {size} comparisons"
@@ -90,26 +92,35 @@ class Proxies:
 def unit(name: str, proxies: Proxies) -> Figures:
     """Optimise against one reward model, by best-of-n or by PPO: score, gold and KL at every place, and the peak."""
     world, way, size = parts(name)
-    return _best_of_n(proxies, world, size) if way == "bon" else _ppo(name, proxies, world, size)
+    began = time.perf_counter()
+    scorer = proxies.scorer(world, size)
+    figures = {
+        "comparisons": float(len(proxies.learned_from(world, size))),
+        "reward_gain": scorer.gain,
+        "reward_shift": scorer.shift,
+    }
+    figures |= _best_of_n(proxies, world, size) if way == "bon" else _ppo(name, proxies, world, size)
+    return figures | {"seconds": time.perf_counter() - began}
 
 
 def _best_of_n(proxies: Proxies, world: str, size: int) -> Figures:
     cfg, common, pool = proxies.cfg, proxies.ground, proxies.pool
     scorer = proxies.scorer(world, size)
-    held_out = proxies.comparisons(world, "heldout", cfg.n_heldout)
     ns = [2**power for power in range(cfg.pool_size.bit_length())]
     proxies.run.progress(0, 1, f"{world}, best of n against {size} comparisons")
     scores = score_pool(ModelReward(scorer, common.tokenizer, common.tokenizer), pool)
     gold = score_pool(proxies.world(world).world.gold, pool)
+    words = torch.tensor([[float(len(reply.split())) for reply in row] for row in pool.replies])
     coin = torch.rand(scores.shape, generator=torch.Generator().manual_seed(cfg.seed))
     found = best_of_n_curve(scores, gold, ns, tie_breaker=coin)
-    counted = tied_best_of_n_kl(scores, ns).mean(0)
-    figures = {
-        "accuracy": rm.evaluate_reward_model(scorer, common.tokenizer, held_out).accuracy,
-        "duplicates": pool.duplicates,
-    }
+    held_out = proxies.comparisons(world, "heldout", cfg.n_heldout)
+    figures = chain.accuracies(scorer, proxies.world(world), held_out) | {"duplicates": pool.duplicates}
     figures |= curve_figures(ns, [best_of_n_kl(n) for n in ns], found.score.mean(0), found.value)
-    return figures | {f"tied_kl_at_{n}": kl for n, kl in zip(ns, counted.tolist(), strict=True)}
+    means = {
+        "tied_kl": tied_best_of_n_kl(scores, ns).mean(0),
+        "words": best_of_n_curve(scores, words, ns, tie_breaker=coin).value.mean(0),
+    }
+    return figures | _at(ns, means)
 
 
 def _ppo(name: str, proxies: Proxies, world: str, size: int) -> Figures:
@@ -119,34 +130,36 @@ def _ppo(name: str, proxies: Proxies, world: str, size: int) -> Figures:
     points = measure.points
     gold = torch.tensor(np.array([point.answers["gold"] for point in points.values()]).T)
     kl, score = [point.kl for point in points.values()], [point.proxy for point in points.values()]
-    last = measure.last.answers
-    figures = {"eos_rate": float(last["finished"].mean()), "words": float(last["words"].mean())}
-    return figures | curve_figures(list(points), kl, torch.tensor(score), gold)
+    return chain.reply_figures(measure) | curve_figures(list(points), kl, torch.tensor(score), gold)
 
 
 def curve_figures(places: Sequence[int], kl: Sequence[float], score: torch.Tensor, gold: torch.Tensor) -> Figures:
     """A curve as figures: gains over its first place, and where gold peaks.
 
-    The first half of the prompts chooses the peak, the second half measures the gain there and the fall from it to the
-    last place: the highest of several noisy numbers is too high.
+    Each half of the prompts chooses the peak, and the other half measures the gain there and the fall from it to the
+    last place: the highest of several noisy numbers is too high. The peak is the mean of the two ways.
 
     places: n, or updates. kl: nats per reply at each. score: (places,) means. gold: (prompts, places).
     """
     gain, half = gold - gold[:, :1], len(gold) // 2
-    peak = int(gain[:half].mean(0).argmax())
-    unseen = gain[half:].mean(0)
+    first, second = gain[:half].mean(0), gain[half:].mean(0)
+    peaks = [(int(chooses.argmax()), measures) for chooses, measures in ((first, second), (second, first))]
     figures = {
-        "peak_at": float(places[peak]),
-        "peak_distance": math.sqrt(max(kl[peak], 0.0)),
-        "peak_gain": unseen[peak].item(),
-        "final_less_peak": (unseen[-1] - unseen[peak]).item(),
+        "peak_distance": fmean(math.sqrt(max(kl[place], 0.0)) for place, _ in peaks),
+        "peak_gain": fmean(measures[place].item() for place, measures in peaks),
+        "final_less_peak": fmean((measures[-1] - measures[place]).item() for place, measures in peaks),
         "final_gain": gain.mean(0)[-1].item(),
         "final_score": (score[-1] - score[0]).item(),
         "final_kl": float(kl[-1]),
     }
-    columns = {"kl": kl, "score": (score - score[0]).tolist(), "gold": gain.mean(0).tolist()}
-    return figures | {
+    columns = {"score": score - score[0], "gold": gain.mean(0), "gold_first": first, "gold_second": second}
+    return figures | _at(places, {"kl": torch.tensor(kl, dtype=torch.float64)} | columns)
+
+
+def _at(places: Sequence[int], columns: dict[str, torch.Tensor]) -> Figures:
+    """Columns (places,) as figures, such as gold_at_8."""
+    return {
         f"{name}_at_{place}": value
         for name, values in columns.items()
-        for place, value in zip(places, values, strict=True)
+        for place, value in zip(places, values.tolist(), strict=True)
     }

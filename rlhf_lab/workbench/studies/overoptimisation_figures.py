@@ -4,6 +4,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
+from matplotlib.ticker import FixedLocator
 
 from rlhf_lab.maths import best_of_n_kl
 from rlhf_lab.workbench.artefacts import HOUSE
@@ -22,7 +23,8 @@ _X = {"bon": "square root of the KL bound (nats)", "ppo": "square root of the KL
 def figure(units: Units) -> Figure:
     """Gold (solid) and score (dashed) against the distance: a row for each way, a column for each world.
 
-    Means over seeds; gold with its 95% interval.
+    Means over seeds; gold of best-of-n with its 95% interval. Seeds of PPO go to different distances: each has a thin
+    line of its own. Small gains and large falls are both to be read: the axis is linear between -0.5 and 0.5 only.
     """
     worlds = list(dict.fromkeys(parts(unit)[0] for unit in units))
     ways = [way for way in WAYS if any(parts(unit)[1] == way for unit in units)]
@@ -32,7 +34,11 @@ def figure(units: Units) -> Figure:
         world, way, size = parts(unit)
         ax, of_seeds = axes[ways.index(way), worlds.index(world)], curves(found)
         distance = of_seeds.distance.mean(0)
-        _line_with_band(ax, distance, of_seeds.gold, colors[size])
+        if way == "bon":
+            _line_with_band(ax, distance, of_seeds.gold, colors[size])
+        else:
+            ax.plot(distance, of_seeds.gold.mean(0), color=colors[size])
+            ax.plot(of_seeds.distance.T, of_seeds.gold.T, color=colors[size], linewidth=0.5, alpha=0.6)
         ax.plot(distance, of_seeds.score.mean(0), color=colors[size], linestyle="--", linewidth=1)
     for row, way in zip(axes, ways, strict=True):
         row[0].set_ylabel(f"{WAYS[way]}: gain (sd)")
@@ -41,6 +47,7 @@ def figure(units: Units) -> Figure:
                 ax.set_axis_off()
                 continue
             ax.set(xlabel=_X[way])
+            _bend(ax)
             ax.axhline(0, color=GREY, linewidth=0.6)
             if way == ways[0]:
                 ax.set_title(f"{world.replace('_', '-')} world")
@@ -77,6 +84,13 @@ def _draw_form(ax: Axes, distance: np.ndarray, gold: np.ndarray, form: str, colo
         d = np.linspace(1e-3, distance.max(), 200)
         bend = d if form == "best_of_n" else np.log(d)
         ax.plot(d, d * (fitted.alpha - fitted.beta * bend), color=color, linestyle=style, linewidth=1)
+
+
+def _bend(ax: Axes) -> None:
+    """Linear between -0.5 and 0.5, logarithmic beyond."""
+    ax.set_yscale("symlog", linthresh=0.5)
+    ax.yaxis.set_major_locator(FixedLocator([-8, -4, -2, -1, -0.5, 0, 0.5, 1, 2, 4, 8]))
+    ax.yaxis.set_major_formatter("{x:g}")
 
 
 def _colors(units: Units) -> dict[int, str]:

@@ -12,7 +12,7 @@ from rlhf_lab.maths import GoldCurve, fit_gold_curve
 from rlhf_lab.workbench.artefacts import HOUSE
 from rlhf_lab.workbench.records import read_jsonl
 from rlhf_lab.workbench.studies.overoptimisation import parts
-from rlhf_lab.workbench.studies.units import Figures, Recorded, Units, latest, less_text, mean_text
+from rlhf_lab.workbench.studies.units import Figures, Recorded, Units, gaps_text, latest, less_text, mean_text
 from rlhf_lab.workbench.writing import user_path
 
 RECORDED = HOUSE / "experiments" / "reference" / "overoptimisation.jsonl"
@@ -20,12 +20,12 @@ FORMS = {"bon": "best_of_n", "ppo": "rl"}
 """A way of optimising -> the form that Gao et al. found for it."""
 _SHOWN = {  # figure -> digits
     "accuracy": 3,
+    "accuracy_gold": 3,
     "final_kl": 1,
     "final_score": 2,
     "final_gain": 2,
     "peak_distance": 2,
     "peak_gain": 2,
-    "final_less_peak": 2,
 }
 
 
@@ -61,31 +61,51 @@ def fit(distance: np.ndarray, gold: np.ndarray, form: str) -> GoldCurve | None:
     return fit_gold_curve(torch.tensor(distance), torch.tensor(gold), form=form)
 
 
+def fits(found: dict[int, Figures], form: str) -> dict[int, GoldCurve]:
+    """A form fitted to the curve of each seed that has enough distances."""
+    of_seeds = curves(found)
+    each = zip(found, of_seeds.distance, of_seeds.gold, strict=True)
+    return {seed: fitted for seed, distance, gold in each if (fitted := fit(distance, gold, form))}
+
+
 def unit_table(units: Units) -> pd.DataFrame:
-    """One row for each unit; over several seeds means with 95% intervals."""
-    rows = {
-        parts(unit): {name: mean_text(found, name, digits) for name, digits in _SHOWN.items()}
-        for unit, found in units.items()
-    }
+    """One row for each unit; over several seeds means with 95% intervals, those of `final_less_peak` all at once.
+
+    peak at the end: in how many seeds gold is highest at the last place, so that its peak may lie further out.
+    """
+    rows = {}
+    for unit, found in units.items():
+        row = {name: mean_text(found, name, digits) for name, digits in _SHOWN.items()}
+        falls = [figures["final_less_peak"] for figures in found.values() if "final_less_peak" in figures]
+        gold = curves(found).gold
+        at_end = int((gold.argmax(1) == gold.shape[1] - 1).sum())
+        row |= {"final_less_peak": gaps_text(falls, len(units)), "peak at the end": f"{at_end} of {len(gold)}"}
+        rows[parts(unit)] = row
     return _table(rows, ["world", "way", "comparisons"])
 
 
 def fit_table(units: Units) -> pd.DataFrame:
-    """Both forms fitted to each unit: alpha and beta of each seed's curve, R squared and peak of the mean curve."""
+    """Both forms fitted to each unit: alpha, beta and R squared of each seed's curve, R squared and peak of the mean.
+
+    R squared less the other form's is seed by seed, on the row of the way's own form; its intervals hold all at once.
+    """
     rows = {}
     for unit, found in units.items():
-        of_seeds = curves(found)
-        mean = of_seeds.distance.mean(0), of_seeds.gold.mean(0)
-        for form in FORMS.values():
-            whole = fit(*mean, form)
-            each = [fit(d, g, form) for d, g in zip(of_seeds.distance, of_seeds.gold, strict=True)]
-            if whole is None or None in each:
-                continue
-            fitted = {seed: one._asdict() for seed, one in enumerate(each)}
+        own = FORMS[parts(unit)[1]]
+        (other,) = {*FORMS.values()} - {own}
+        fitted = {form: fits(found, form) for form in FORMS.values()}
+        if len(fitted[own]) < len(found):
+            continue
+        distance, _, gold = (of_seeds.mean(0) for of_seeds in curves(found))
+        better = [fitted[own][seed].r_squared - fitted[other][seed].r_squared for seed in found]
+        for form, each in fitted.items():
+            whole, figures = fit(distance, gold, form), {seed: one._asdict() for seed, one in each.items()}
             rows[*parts(unit), form] = {
-                "alpha": mean_text(fitted, "alpha"),
-                "beta": mean_text(fitted, "beta", 3),
-                "R squared": f"{whole.r_squared:.2f}",
+                "alpha": mean_text(figures, "alpha"),
+                "beta": mean_text(figures, "beta", 3),
+                "R squared": mean_text(figures, "r_squared"),
+                "less the other's": gaps_text(better, len(units)) if form == own else "",
+                "of the mean": f"{whole.r_squared:.2f}",
                 "peak, sqrt(KL)": f"{whole.peak:.2f}" if whole.peak < 100 else "none",
             }
     return _table(rows, ["world", "way", "comparisons", "form"])
@@ -108,14 +128,19 @@ def data_table(units: Units) -> pd.DataFrame:
 def way_table(units: Units) -> pd.DataFrame:
     """The KL that PPO and best-of-n spend for the same gold: half of the most that best-of-n gains, in the same seed.
 
-    Seeds in which PPO never gets that far are left out, and counted.
+    Seeds in which PPO never gets that far are left out, and counted: it did well in those that stay, and its KL is
+    underrated. The intervals of the difference hold all at once.
     """
-    rows = {}
-    for world, size, ours, theirs in _both_ways(units):
-        spent = {seed: kl for seed in ours if seed in theirs for kl in [_kl_at_equal_gold(ours[seed], theirs[seed])]}
+    pairs, rows = list(_both_ways(units)), {}
+    for world, size, ours, theirs in pairs:
+        spent = {seed: _kl_at_equal_gold(ours[seed], theirs[seed]) for seed in ours if seed in theirs}
         reached = {seed: kl for seed, kl in spent.items() if kl is not None}
-        rows[world, size] = {name: mean_text(reached, name) for name in ("best of n", "PPO", "PPO less best of n")}
-        rows[world, size]["seeds"] = f"{len(reached)} of {len(spent)}"
+        rows[world, size] = {name: mean_text(reached, name) for name in ("best of n", "PPO")}
+        gaps = [kl["PPO"] - kl["best of n"] for kl in reached.values()]
+        rows[world, size] |= {
+            "PPO less best of n": gaps_text(gaps, len(pairs)),
+            "seeds": f"{len(reached)} of {len(spent)}",
+        }
     return _table(rows, ["world", "comparisons"])
 
 
@@ -133,7 +158,7 @@ def _kl_at_equal_gold(bon: Figures, ppo: Figures) -> Figures | None:
     here, there = (_first_reached(one.distance[0], one.gold[0], wanted) for one in (ours, theirs))
     if here is None or there is None:
         return None
-    return {"best of n": here**2, "PPO": there**2, "PPO less best of n": there**2 - here**2}
+    return {"best of n": here**2, "PPO": there**2}
 
 
 def _first_reached(distance: np.ndarray, gold: np.ndarray, wanted: float) -> float | None:
@@ -150,11 +175,9 @@ def _with_beta(units: Units) -> Units:
     """The figures with the beta of the way's own form, fitted to each seed."""
     more: Units = {}
     for unit, found in units.items():
-        of_seeds, form = curves(found), FORMS[parts(unit)[1]]
-        fits = [fit(d, g, form) for d, g in zip(of_seeds.distance, of_seeds.gold, strict=True)]
+        each = fits(found, FORMS[parts(unit)[1]])
         more[unit] = {
-            seed: figures | ({"beta": one.beta} if one else {})
-            for (seed, figures), one in zip(found.items(), fits, strict=True)
+            seed: figures | ({"beta": each[seed].beta} if seed in each else {}) for seed, figures in found.items()
         }
     return more
 
@@ -181,5 +204,5 @@ def results(units: Units) -> Figures:
     for unit, seeds in units.items():
         (figures,) = seeds.values()
         name = unit.replace("/", "_")
-        found |= {f"{shown}_{name}": figures[shown] for shown in _SHOWN if shown in figures}
+        found |= {f"{shown}_{name}": figures[shown] for shown in (*_SHOWN, "final_less_peak") if shown in figures}
     return found

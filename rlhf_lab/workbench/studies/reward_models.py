@@ -1,5 +1,6 @@
 """12_reward_models: reward models that differ in one thing each, all measured on the same pool and comparisons."""
 
+import time
 from collections.abc import Sequence
 from functools import cached_property
 from typing import Any, NamedTuple
@@ -7,6 +8,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 from scipy.optimize import minimize_scalar
+from scipy.stats import rankdata
 
 from rlhf_lab import models
 from rlhf_lab.errors import LabError
@@ -14,6 +16,7 @@ from rlhf_lab.maths import best_of_n_curve
 from rlhf_lab.rewards import ModelReward, Reward, call_reward
 from rlhf_lab.rewards.model_reward import same_vocabulary
 from rlhf_lab.training.best_of_n import score_pool
+from rlhf_lab.training.reward_model import evaluate_reward_model
 from rlhf_lab.workbench import artefacts
 from rlhf_lab.workbench.plots import calibration_table
 from rlhf_lab.workbench.runs import Run
@@ -26,7 +29,7 @@ from rlhf_lab.workbench.studies.units import Figures
 GOLD = "gold"
 """The unit without training: gold itself as the ranker, the most that can be had."""
 BINS = 10
-LISTS = {"comparisons", "fixed", "trunks", "flips", "k", "losses"}
+LISTS = {"comparisons", "fixed", "epochs", "trunks", "flips", "k", "losses"}
 """What only lists the units. Each has of it what is its own."""
 
 
@@ -34,6 +37,7 @@ class Learner(NamedTuple):
     """What a unit's reward model learns from, by what loss, and where it starts."""
 
     prompts: int  # with k ranked replies each
+    epochs: int
     k: int = 2
     flip: float | None = None  # None = as the study's labeler
     loss: str = "pairwise"
@@ -42,12 +46,15 @@ class Learner(NamedTuple):
 
 def learners(cfg: RewardModelsStage) -> dict[str, Learner]:
     """Unit -> what it learns. All but the sizes of data are the reference, data_<fixed>, with one thing changed."""
-    found = {f"data_{n}": Learner(n) for n in cfg.comparisons}
-    found |= {f"trunk_{name}": Learner(cfg.fixed, trunk=name) for name in cfg.trunks}
-    found |= {f"flip_{flip:g}": Learner(cfg.fixed, flip=flip) for flip in cfg.flips}
+    found = {f"data_{n}": Learner(n, epochs) for n, epochs in cfg.comparisons.items()}
+    first = found[f"data_{cfg.fixed}"]
+    found |= {f"epochs_{epochs}": first._replace(epochs=epochs) for epochs in cfg.epochs}
+    found |= {f"trunk_{name}": first._replace(trunk=name) for name in cfg.trunks}
+    found |= {f"flip_{flip:g}": first._replace(flip=flip) for flip in cfg.flips}
     for loss in cfg.losses:
-        found[f"equal_labels_{loss}"] = Learner(2 * cfg.fixed // cfg.k, cfg.k, loss=loss)
-        found[f"equal_pairs_{loss}"] = Learner(cfg.fixed // cfg.pairs_of_k, cfg.k, loss=loss)
+        ranked = first._replace(k=cfg.k, loss=loss)
+        found[f"equal_replies_{loss}"] = ranked._replace(prompts=2 * cfg.fixed // cfg.k)
+        found[f"equal_pairs_{loss}"] = ranked._replace(prompts=cfg.fixed // cfg.pairs_of_k)
     return found
 
 
@@ -56,24 +63,18 @@ def sampled(cfg: RewardModelsStage) -> dict[int, int]:
     return {2: max(cfg.comparisons), cfg.k: 2 * cfg.fixed // cfg.k}
 
 
-def own_settings(cfg: RewardModelsStage) -> dict[str, dict[str, Any]]:
-    """Unit -> what is its own; of a trunk that is its weights, or the experiment that makes it."""
-    own = {
-        name: who._asdict()
-        | {"trunk": fingerprint(cfg.trunks[who.trunk]) if who.trunk else "", "of": sampled(cfg)[who.k]}
-        for name, who in learners(cfg).items()
-    }
-    return {GOLD: {}, **own}
-
-
 class Shared(Ground):
-    """What all units of a seed share. Each thing is made when it is first asked for."""
+    """What all units of a seed share. Each thing is made when it is first asked for, but the models units start from.
+
+    Errors: `LabError` where the tokens of one of these are not the SFT model's.
+    """
 
     cfg: RewardModelsStage
 
     def __init__(self, cfg: RewardModelsStage):
         super().__init__(cfg, max(sampled(cfg).values()) * 5 // 4 + 4)
         self._sampled: dict[int, list[dict[str, Any]]] = {}
+        self.trunks = {"": self.sft_path} | {name: self._trunk(name) for name in cfg.trunks}
 
     def rankings(self, who: Learner) -> list[dict[str, Any]]:
         """What a unit learns from. Two units with as many replies have the same ones, and the same labels but flips."""
@@ -82,13 +83,8 @@ class Shared(Ground):
         rows = self._sampled[who.k][: who.prompts]
         return rows if who.flip is None else self.relabelled(rows, flip=who.flip)
 
-    def trunk(self, name: str) -> str:
-        """The path of what a reward model starts from, "" = the SFT model. Base models are made once for all seeds.
-
-        Errors: `LabError` where its tokens are not the SFT model's.
-        """
-        if not name:
-            return self.sft_path
+    def _trunk(self, name: str) -> str:
+        """The path of what a reward model starts from. Base models are made once for all seeds."""
         value, once = self.cfg.trunks[name], self.cfg.model_copy(update={"seed": 0})
         path = self.world.base_model if value == "sandbox" else artefacts.checkpoint(value, "pretrain", once)
         if not same_vocabulary(models.load_tokenizer(path), self.tokenizer):
@@ -112,25 +108,49 @@ class Shared(Ground):
         """(B, N) gold of the pool."""
         return score_pool(self.world.gold, self.replies)
 
+    @cached_property
+    def words(self) -> torch.Tensor:
+        """(B, N) words of the pool's replies."""
+        return torch.tensor([[len(reply.split()) for reply in row] for row in self.replies.replies])
+
+
+def own_settings(shared: Shared) -> dict[str, dict[str, Any]]:
+    """Unit -> what is its own; of a trunk that is its weights."""
+    weights = {name: fingerprint(path) for name, path in shared.trunks.items()}
+    own = {
+        name: who._asdict() | {"trunk": weights[who.trunk], "of": sampled(shared.cfg)[who.k]}
+        for name, who in learners(shared.cfg).items()
+    }
+    return {GOLD: {}, **own}
+
 
 def learn(name: str, shared: Shared, run: Run) -> Figures:
     """One unit: train its reward model and measure it. Equal shapes have equal heads, equal rows an equal order."""
-    cfg = shared.cfg
-    if name == GOLD:
-        return measure(_as_labelled(shared), shared)
-    who = learners(cfg)[name]
+    began = time.perf_counter()
+    found = measure(_as_labelled(shared), shared) if name == GOLD else _trained(name, shared, run)
+    return found | {"seconds": time.perf_counter() - began}
+
+
+def _trained(name: str, shared: Shared, run: Run) -> Figures:
+    cfg, who = shared.cfg, learners(shared.cfg)[name]
     batch = max(2 * cfg.reward_model.batch_size // who.k, 1)  # as many replies in a step
-    changes = {"seed": cfg.seed, "precision": cfg.precision, "loss": who.loss, "batch_size": batch}
-    rankings, path = shared.rankings(who), shared.trunk(who.trunk)
+    changes = {"seed": cfg.seed, "precision": cfg.precision}
+    changes |= {"loss": who.loss, "batch_size": batch, "epochs": who.epochs}
+    rankings = shared.rankings(who)
     torch.manual_seed(cfg.seed)
     settings = cfg.reward_model.model_copy(update=changes)
-    scorer = train_scorer(settings, path, shared.tokenizer, rankings, run, name)
-    told = {"prompts": len(rankings), "replies": len(rankings) * who.k, "weights": _weights(scorer)}
+    scorer = train_scorer(settings, shared.trunks[who.trunk], shared.tokenizer, rankings, run, name)
+    learned = evaluate_reward_model(scorer, shared.tokenizer, rankings)
+    told = {
+        "prompts": len(rankings),
+        "replies": len(rankings) * who.k,
+        "pairs": learned.comparisons,
+        "epochs": who.epochs,
+        "steps": who.epochs * -(-len(rankings) // batch),
+        "weights": sum(weight.numel() for weight in scorer.parameters()),
+        "accuracy_train": learned.accuracy,
+    }
     return told | measure(ModelReward(scorer, shared.tokenizer, shared.tokenizer), shared)
-
-
-def _weights(scorer) -> int:
-    return sum(weight.numel() for weight in scorer.parameters())
 
 
 def _as_labelled(shared: Shared) -> Reward:
@@ -146,11 +166,14 @@ def measure(reward: Reward, shared: Shared) -> Figures:
     """A reward on the held-out comparisons, and on the pool."""
     rows = shared.held_out_pairs
     lead, truth = leads(reward, rows), leads(shared.world.gold, rows)
-    gains = best_of(score_pool(reward, shared.replies), shared.gold, seed=shared.cfg.seed)
+    scores = score_pool(reward, shared.replies)
+    gains = best_of(scores, shared.gold, shared.words, seed=shared.cfg.seed)
     return {
         "accuracy": agreement(lead, np.ones(len(rows))),
         "accuracy_gold": agreement(lead, truth),
         "gain": gains[f"gain_at_{shared.cfg.n}"],
+        "score_sd": float(scores.std()),
+        "rank_correlation": rank_correlation(scores, shared.gold),
         **calibration(lead),
         **gains,
     }
@@ -196,9 +219,16 @@ def _slope(lead: np.ndarray) -> float:
     return float(found.x) / unit
 
 
-def best_of(scores: torch.Tensor, gold: torch.Tensor, *, seed: int) -> Figures:
-    """Gold gained over one reply by the best of 2, 4, 8, ...; scores, gold (B, N). A coin decides between equals."""
+def rank_correlation(scores: torch.Tensor, gold: torch.Tensor) -> float:
+    """Of the ranks that replies have within their prompt (ties share theirs), over all prompts. Both (B, N)."""
+    ours, theirs = (rankdata(x.numpy(), axis=1).ravel() for x in (scores, gold))
+    return float(np.corrcoef(ours, theirs)[0, 1])
+
+
+def best_of(scores: torch.Tensor, gold: torch.Tensor, words: torch.Tensor, *, seed: int) -> Figures:
+    """Gold gained over one reply by the best of 2, 4, 8, ..., and its words. All (B, N); a coin decides ties."""
     ns = [2**power for power in range(scores.shape[1].bit_length())]
     coin = torch.rand(scores.shape, generator=torch.Generator().manual_seed(seed))
-    value = best_of_n_curve(scores, gold, ns, tie_breaker=coin).value.mean(0)
-    return {f"gain_at_{n}": float(gain) for n, gain in zip(ns[1:], (value - value[0])[1:].tolist(), strict=True)}
+    value, length = (best_of_n_curve(scores, x, ns, tie_breaker=coin).value.mean(0) for x in (gold, words))
+    gains = {f"gain_at_{n}": gain for n, gain in zip(ns[1:], (value - value[0])[1:].tolist(), strict=True)}
+    return gains | {f"words_at_{n}": mean for n, mean in zip(ns, length.tolist(), strict=True)}

@@ -1,6 +1,7 @@
 """12_reward_models: tables and figures, of a run and over seeds."""
 
 from collections.abc import Mapping, Sequence
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -15,9 +16,19 @@ from rlhf_lab.workbench.style import BLUE, GREEN, GREY, ORANGE, PALETTE, empty_f
 from rlhf_lab.workbench.writing import user_path
 
 RECORDED = HOUSE / "experiments" / "reference" / "reward-models.jsonl"
-FAMILIES = ("data", "trunk", "flip", "equal_labels", "equal_pairs")
+_RANKED = ("equal_replies", "equal_pairs")
+FAMILIES = ("data", "epochs", "trunk", "flip", *_RANKED)
 COMPARED = ("accuracy", "accuracy_gold", "gain", "ece")
-_SHOWN = {"accuracy": 3, "accuracy_gold": 3, "gain": 2, "ece": 3, "slope": 2}  # figure -> digits
+_SHOWN = {  # figure -> digits
+    "epochs": 0,
+    "accuracy_train": 3,
+    "accuracy": 3,
+    "accuracy_gold": 3,
+    "rank_correlation": 3,
+    "gain": 2,
+    "ece": 3,
+    "slope": 2,
+}
 Weights = dict[str, float]
 """Unit -> its weight in a contrast."""
 
@@ -29,9 +40,9 @@ def recorded(file: str | Path = "") -> Recorded | None:
 
 
 def family(units: Units, name: str) -> dict[str, str]:
-    """What was varied -> its unit, for the units of a family; data and flips in order of size, trunks of weights."""
+    """What was varied -> its unit, for the units of a family; numbers in order of size, trunks of weights."""
     found = {unit.removeprefix(f"{name}_"): unit for unit in units if unit.startswith(f"{name}_")}
-    if name in ("data", "flip"):
+    if name in ("data", "epochs", "flip"):
         return {key: found[key] for key in sorted(found, key=float)}
     if name == "trunk":
         return {key: found[key] for key in sorted(found, key=lambda key: (_any(units[found[key]])["weights"], key))}
@@ -41,7 +52,7 @@ def family(units: Units, name: str) -> dict[str, str]:
 def reference(units: Units) -> str:
     """The unit that the others change one thing of: it has as many replies as they have, or the most there are."""
     sizes = list(family(units, "data").values())
-    others = [unit for name in ("flip", "trunk", "equal_labels") for unit in family(units, name).values()]
+    others = [unit for name in ("epochs", "flip", "trunk", "equal_replies") for unit in family(units, name).values()]
     replies = {_any(units[unit])["replies"]: unit for unit in sizes}
     return replies[_any(units[others[0]])["replies"]] if others else sizes[-1]
 
@@ -65,21 +76,29 @@ def table(units: Units) -> pd.DataFrame:
 
 
 def contrasts(units: Units) -> dict[str, dict[str, Weights]]:
-    """Question -> its contrasts -> weights of the units: slopes along data and noise, differences of all others."""
+    """Question -> its contrasts -> weights of the units: slopes along data and noise, differences of all others.
+
+    By less and less is asked of the data alone: the slope of the upper half less that of the lower.
+    """
     first, sizes, flips = reference(units), family(units, "data"), family(units, "flip")
     trunks = family(units, "trunk")
     bases = {key: unit for key, unit in trunks.items() if key != "base"}
-    noise = {0.0: first} | {float(key): unit for key, unit in flips.items()}
-    ranked = {f"{name}_{key}": unit for name in FAMILIES[3:] for key, unit in family(units, name).items()}
+    tenths = {0.0: first} | {10 * float(key): unit for key, unit in flips.items()}
+    slopes = _halves({np.log2(float(n)): unit for n, unit in sizes.items()})
+    if len(slopes) == 2:
+        slopes["upper less lower half"] = _less(slopes["upper half"], slopes["lower half"])
+    ranked = {f"{name}_{key}": unit for name in _RANKED for key, unit in family(units, name).items()}
     found = {
-        "data": {
-            f"a doubling, {span}": slope for span, slope in _halves({np.log2(float(n)): u for n, u in sizes.items()})
+        "data": {f"a doubling, {span}": slope for span, slope in slopes.items()},
+        "epochs": {
+            f"{key} less {_any(units[first])['epochs']:g}": {unit: 1.0, first: -1.0}
+            for key, unit in family(units, "epochs").items()
         },
         "trunk": {
             f"{big} less {small}": {bases[big]: 1.0, bases[small]: -1.0}
             for small, big in zip(bases, list(bases)[1:], strict=False)
         },
-        "noise": {f"a tenth of flips, {span}": slope for span, slope in _halves({10 * f: u for f, u in noise.items()})},
+        "noise": {f"a tenth of flips, {span}": slope for span, slope in _halves(tenths).items()},
         "rankings": {f"{name} less pairs": {unit: 1.0, first: -1.0} for name, unit in ranked.items()},
     }
     if "base" in trunks:
@@ -87,15 +106,19 @@ def contrasts(units: Units) -> dict[str, dict[str, Weights]]:
     return found
 
 
-def _halves(at: Mapping[float, str]) -> list[tuple[str, Weights]]:
+def _less(ours: Weights, theirs: Weights) -> Weights:
+    return {unit: ours.get(unit, 0.0) - theirs.get(unit, 0.0) for unit in {**theirs, **ours}}
+
+
+def _halves(at: Mapping[float, str]) -> dict[str, Weights]:
     """Slopes along the lower and the upper half of a grid (the middle of an odd one in both); of a short one, one."""
     places = sorted(at)
     if len(places) < 2:
-        return []
+        return {}
     if len(places) < 4:
-        return [("all", slope_weights(places, at))]
+        return {"all": slope_weights(places, at)}
     half = (len(places) + 1) // 2
-    return [("lower half", slope_weights(places[:half], at)), ("upper half", slope_weights(places[-half:], at))]
+    return {"lower half": slope_weights(places[:half], at), "upper half": slope_weights(places[-half:], at)}
 
 
 def slope_weights(places: Sequence[float], at: Mapping[float, str]) -> Weights:
@@ -127,7 +150,8 @@ def comparison_table(units: Units) -> pd.DataFrame:
 def results(units: Units) -> Figures:
     """What the run reports."""
     shown = [*_SHOWN, "confidence"]
-    return {f"{name}_{unit}": _any(seeds)[name] for unit, seeds in units.items() for name in shown}
+    first = {unit: _any(seeds) for unit, seeds in units.items()}
+    return {f"{name}_{unit}": own[name] for unit, own in first.items() for name in shown if name in own}
 
 
 def tables(file: str | Path) -> str:
@@ -142,17 +166,19 @@ def tables(file: str | Path) -> str:
 
 @styled
 def figure(units: Units) -> Figure:
-    """Accuracy (above) and gold of the best of n (below) against data, trunk, noise, and the form of the labels."""
+    """Accuracy (above), gold of the best of n (below): by data, epochs, trunk, noise, and the form of the labels."""
     first = reference(units)
-    sizes, trunks, flips = (family(units, name) for name in FAMILIES[:3])
-    forms = {f"{key} ({name[6:]})": u for name in FAMILIES[3:] for key, u in family(units, name).items()}
+    sizes, trunks, flips = (family(units, name) for name in ("data", "trunk", "flip"))
+    epochs = _by_epochs(units)
+    forms = {f"{key} ({name[6:]})": u for name in _RANKED for key, u in family(units, name).items()}
     columns = [
         ("comparisons", [float(n) for n in sizes], list(sizes.values()), None),
+        ("epochs", range(len(epochs)), list(epochs.values()), list(epochs)),
         ("starts from", range(len(trunks) + 1), [*trunks.values(), first], [*trunks, "SFT"]),
         ("share of labels flipped", [0.0, *map(float, flips)], [first, *flips.values()], None),
         ("form of the labels", range(len(forms) + 1), [first, *forms.values()], ["pairs", *forms]),
     ]
-    fig, axes = empty_figure(2, 4, height=5.6)
+    fig, axes = empty_figure(2, len(columns), height=5.6)
     for ax in axes[:, 1:].flat:
         ax.sharey(axes[0, 0] if ax in axes[0] else axes[1, 0])
         ax.tick_params(labelleft=False)
@@ -166,7 +192,7 @@ def figure(units: Units) -> Figure:
         above.tick_params(labelbottom=False)
         below.set_xlabel(label)
     for ax in axes[:, 0]:
-        _log(ax, sizes)
+        _along_data(ax, units, sizes)
     axes[0, 0].set_ylabel("accuracy")
     axes[1, 0].set_ylabel("gain in gold, best of n (sd)")
     axes[0, 0].legend(loc="best")
@@ -183,9 +209,20 @@ def _draw(ax, units: Units, x: list[float], shown: Sequence[str], colors: Mappin
             ax.axhline(top, color=color, linewidth=0.8, linestyle="--")
 
 
-def _log(ax, sizes: Mapping[str, str]) -> None:
+def _by_epochs(units: Units) -> dict[str, str]:
+    """Epochs -> unit, in order, the reference among them."""
+    first = reference(units)
+    found = {f"{_any(units[first])['epochs']:g}": first} | family(units, "epochs")
+    return {key: found[key] for key in sorted(found, key=float)}
+
+
+def _along_data(ax, units: Units, sizes: Mapping[str, str]) -> None:
+    """An axis of sizes, dotted where the epochs change."""
     ax.set_xscale("log", base=2)
     ax.set_xticks([float(n) for n in sizes], list(sizes))
+    for (n, unit), (more, other) in pairwise(sizes.items()):
+        if _any(units[unit])["epochs"] != _any(units[other])["epochs"]:
+            ax.axvline(np.sqrt(float(n) * float(more)), color=GREY, linewidth=0.8, linestyle=":")
 
 
 def _values(units: Units, shown: Sequence[str], name: str) -> np.ndarray:
@@ -196,21 +233,22 @@ def _values(units: Units, shown: Sequence[str], name: str) -> np.ndarray:
 
 @styled
 def calibration_figure(units: Units) -> Figure:
-    """What share of labels goes with a reward model's own probability, by data and by noise; and the gap by data."""
+    """What share of labels goes with a reward model's own probability: by data, noise, epochs; the gap by data."""
     sizes, flips = family(units, "data"), {"0": reference(units)} | family(units, "flip")
-    fig, axes = empty_figure(1, 3, height=3.4)
-    for ax, shown, what in zip(axes[0], (sizes, flips), ("comparisons", "flipped"), strict=False):
+    fig, axes = empty_figure(2, 2, height=6.0)
+    compared = {"comparisons": sizes, "flipped": flips, "epochs": _by_epochs(units)}
+    for ax, (what, shown) in zip(axes.flat, compared.items(), strict=False):
         ax.plot([0.5, 1], [0.5, 1], color=GREY, linewidth=0.8, linestyle="--")
         for (key, unit), color in zip(shown.items(), PALETTE, strict=False):
             said, share = reliability(units[unit])
             ax.plot(said, share, color=color, marker="o", markersize=3.5, label=key)
         ax.set(xlabel="probability said", ylabel="share of labels")
         ax.legend(title=what, ncols=2)
-    ax = axes[0, 2]
+    ax = axes[1, 1]
     draw_means(ax, [float(n) for n in sizes], _values(units, list(sizes.values()), "ece"), BLUE, "reward model")
     if GOLD in units:
         ax.axhline(np.mean([f["ece"] for f in units[GOLD].values()]), color=GREY, linestyle="--", label="gold itself")
-    _log(ax, sizes)
+    _along_data(ax, units, sizes)
     ax.set(xlabel="comparisons", ylabel="expected calibration error")
     ax.legend()
     return fig

@@ -114,17 +114,28 @@ def learn(ground: Any, rows: Sequence[dict], run: Run, name: str) -> Learned:
     return Learned(scorers, measure.reward, policy, measure)
 
 
-def learned_figures(ground: Any, rows: Sequence[dict], learned: Learned) -> Figures:
-    """What labels have come to: their own worth, the reward models against gold, and the policy."""
-    cfg, world = ground.cfg, ground.world
-    sampling = {"max_new_tokens": cfg.max_new_tokens, "seed": cfg.seed + 400}
-    own = sample_pool(learned.policy, ground.tokenizer, ground.held_out, size=2, **sampling)
+def own_pairs(ground: Any, policy) -> Pool:
+    """Two replies of a policy to each held-out prompt."""
+    sampling = {"max_new_tokens": ground.cfg.max_new_tokens, "seed": ground.cfg.seed + 400}
+    return sample_pool(policy, ground.tokenizer, ground.held_out, size=2, **sampling)
+
+
+def learned_figures(ground: Any, rows: Sequence[dict], learned: Learned, own: Pool) -> Figures:
+    """What labels have come to: their own worth, the reward models against gold, and the policy.
+
+    own: the policy's `own_pairs`.
+    """
     figures = {"pairs": len(rows), "duplicates": float(np.mean([a == b for a, b in own.replies]))}
-    if world is not None:
+    if ground.world is not None:
+        figures["label_accuracy"] = _agrees(ground.world, rows)
         pools = {"accuracy_gold": ground.duel, "accuracy_policy": own}
-        figures["label_accuracy"] = _agrees(world, rows)
-        figures |= {key: chain.agreement(lead(learned.reward, p), lead(world.gold, p)) for key, p in pools.items()}
+        figures |= {key: right_share(learned.reward, ground.world, pool) for key, pool in pools.items()}
     return figures | learned.measure.results()
+
+
+def right_share(ranker: Reward, world: World, pool: Pool) -> float:
+    """How often a reward prefers the one of a pool's first two replies that gold prefers."""
+    return chain.agreement(lead(ranker, pool), lead(world.gold, pool))
 
 
 def lead(ranker: Reward, pool: Pool) -> np.ndarray:

@@ -138,6 +138,19 @@ def gaps_of(units: Units, unit: str, other: str, name: str) -> list[float]:
     return [ours[seed][name] - theirs[seed][name] for seed in both]
 
 
+def joined(places: np.ndarray, x: np.ndarray, y: np.ndarray) -> np.ndarray:
+    """A curve's y at some places of x, its points joined by straight lines in order of x; NaN beyond the last."""
+    order = np.argsort(x, kind="stable")
+    return np.interp(places, x[order], y[order], right=np.nan)
+
+
+def mean_of(several: Sequence[Mapping[int, Figures]]) -> dict[int, Figures]:
+    """The mean of units' figures, seed by seed, of the seeds and names that all have."""
+    seeds = sorted(set.intersection(*(set(found) for found in several)))
+    names = set.intersection(*(set(found[seed]) for found in several for seed in seeds)) if seeds else set()
+    return {seed: {name: float(np.mean([found[seed][name] for found in several])) for name in names} for seed in seeds}
+
+
 def draw_means(ax, x: Sequence[float], rows: np.ndarray, color: str, label: str, **style: Any) -> None:
     """Means of (seeds, places) with 95% intervals where there are several seeds."""
     at = [mean_interval(column) for column in rows.T]
