@@ -11,6 +11,7 @@ from transformers import LlamaForCausalLM, MistralForCausalLM, Qwen2ForCausalLM,
 
 from rlhf_lab.models.attention import NAME
 from rlhf_lab.models.cache import RoomyLayer
+from rlhf_lab.models.hidden import changed
 
 _SDPA = ("sdpa", NAME)
 KINDS = (LlamaForCausalLM, MistralForCausalLM, Qwen2ForCausalLM, Qwen3ForCausalLM)
@@ -18,7 +19,7 @@ KINDS = (LlamaForCausalLM, MistralForCausalLM, Qwen2ForCausalLM, Qwen3ForCausalL
 
 def qualifies(model, cache) -> bool:
     """Whether `LlamaStep` computes what the model would."""
-    if type(model) not in KINDS or "forward" in vars(model) or model.config.hidden_act != "silu":
+    if type(model) not in KINDS or model.config.hidden_act != "silu":
         return False
     if cache is None or any(type(layer) is not RoomyLayer for layer in cache.layers):
         return False
@@ -29,8 +30,8 @@ def qualifies(model, cache) -> bool:
 
 def _is_plain(module: nn.Module) -> bool:
     linear = not isinstance(module, nn.Linear) or type(module) is nn.Linear  # an adapter's layer is another kind
-    hooked = module._forward_hooks or module._forward_pre_hooks
-    return linear and not hooked and all(type(p) is nn.Parameter for p in module._parameters.values() if p is not None)
+    weights = [weight for weight in module._parameters.values() if weight is not None]
+    return linear and not changed(module) and all(type(weight) is nn.Parameter for weight in weights)
 
 
 class LlamaStep:
@@ -60,18 +61,18 @@ class LlamaStep:
         cos, sin = self.cos[self.position][:, None], self.sin[self.position][:, None]
         hidden = inner.embed_tokens.weight[token]
         for layer, kept in zip(inner.layers, self.cache.layers, strict=True):
-            hidden = hidden + self._attend(layer.self_attn, _norm(layer.input_layernorm, hidden), cos, sin, kept)
-            read, mlp = _norm(layer.post_attention_layernorm, hidden), layer.mlp
+            hidden = hidden + self._attend(layer.self_attn, rms_norm(layer.input_layernorm, hidden), cos, sin, kept)
+            read, mlp = rms_norm(layer.post_attention_layernorm, hidden), layer.mlp
             hidden = hidden + _linear(mlp.down_proj, F.silu(_linear(mlp.gate_proj, read)) * _linear(mlp.up_proj, read))
         self.position = self.position + 1
-        return _linear(self.model.lm_head, _norm(inner.norm, hidden))
+        return _linear(self.model.lm_head, rms_norm(inner.norm, hidden))
 
     def _attend(self, attention, hidden: Tensor, cos: Tensor, sin: Tensor, kept: RoomyLayer) -> Tensor:
         """(B, H) -> (B, H): every head over the keys of its group."""
         batch = len(hidden)
         query, key = (_linear(p, hidden).view(batch, -1, self.width) for p in (attention.q_proj, attention.k_proj))
         if hasattr(attention, "q_norm"):
-            query, key = _norm(attention.q_norm, query), _norm(attention.k_norm, key)
+            query, key = rms_norm(attention.q_norm, query), rms_norm(attention.k_norm, key)
         query, key = (x * cos + x.roll(self.width // 2, -1) * sin for x in (query, key))
         value = _linear(attention.v_proj, hidden).view(batch, self.groups, 1, self.width)
         keys, values = kept.update(key[:, :, None], value)
@@ -85,5 +86,6 @@ def _linear(module: nn.Linear, x: Tensor) -> Tensor:
     return F.linear(x, module.weight, module.bias)
 
 
-def _norm(module, x: Tensor) -> Tensor:
-    return F.rms_norm(x, x.shape[-1:], module.weight, module.variance_epsilon)
+def rms_norm(module, x: Tensor) -> Tensor:
+    """The norm of a Llama-like model's module over the last axis, in the dtype of its weight."""
+    return F.rms_norm(x.to(module.weight.dtype), x.shape[-1:], module.weight, module.variance_epsilon)

@@ -18,6 +18,7 @@ from transformers.models.qwen3.modeling_qwen3 import Qwen3Model
 
 from rlhf_lab.models.attention import NAME
 from rlhf_lab.models.hidden import alike, changed
+from rlhf_lab.models.llama_step import rms_norm
 
 KINDS = (LlamaModel, MistralModel, Qwen2Model, Qwen3Model)
 _PARTS = ("input_layernorm", "self_attn", "post_attention_layernorm", "mlp")
@@ -82,11 +83,11 @@ def hidden_states(trunk, ids: Tensor, mask: Tensor, wanted: Tensor) -> Tensor:
     turn = cos, torch.cat([-sin[..., :half], sin[..., half:]], dim=-1)
     for depth, layer in enumerate(trunk.layers):
         last = asked if depth == len(trunk.layers) - 1 else None
-        read = _lowered(_norm(layer.input_layernorm, hidden))
+        read = _lowered(rms_norm(layer.input_layernorm, hidden))
         hidden = _rows(hidden, last) + _attend(layer.self_attn, read, turn, groups, last)
-        read, mlp = _lowered(_norm(layer.post_attention_layernorm, hidden)), layer.mlp
+        read, mlp = _lowered(rms_norm(layer.post_attention_layernorm, hidden)), layer.mlp
         hidden = hidden + mlp.down_proj(F.silu(mlp.gate_proj(read)) * mlp.up_proj(read))
-    return _norm(trunk.norm, hidden).index_select(0, number[wanted].argsort())
+    return rms_norm(trunk.norm, hidden).index_select(0, number[wanted].argsort())
 
 
 def _groups(found: list[list[int]], lengths: list[int], many: list[int], places: Tensor, asked: Tensor) -> list[_Group]:
@@ -110,7 +111,7 @@ def _attend(attention, read: Tensor, turn, groups: list[_Group], last: Tensor | 
     query = attention.q_proj(_rows(read, last)).unflatten(-1, (-1, width))
     key, value = (project(read).unflatten(-1, (-1, width)) for project in (attention.k_proj, attention.v_proj))
     if hasattr(attention, "q_norm"):
-        query, key = _norm(attention.q_norm, query), _norm(attention.k_norm, key)
+        query, key = rms_norm(attention.q_norm, query), rms_norm(attention.k_norm, key)
     query, key = _turned(query, *(_rows(part, last) for part in turn)), _turned(key, *turn)
     dtype = value.dtype
     kind = torch.float32 if value.device.type == "cpu" and dtype.itemsize == 2 else dtype  # see attention.py
@@ -149,7 +150,3 @@ def _by_row(x: Tensor, slots: Tensor | None, shape: tuple[int, int]) -> Tensor:
 
 def _turned(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     return x * cos + x.roll(x.shape[-1] // 2, -1) * sin
-
-
-def _norm(module, x: Tensor) -> Tensor:
-    return F.rms_norm(x.to(module.weight.dtype), x.shape[-1:], module.weight, module.variance_epsilon)

@@ -101,8 +101,10 @@ def test_what_a_llama_step_does_not_compute_goes_the_models_own_way(llama_dir, c
     hooked.model.layers[0].mlp.register_forward_hook(lambda *_: None)
     patched = copy.deepcopy(llama)
     patched.forward = llama.forward
+    inside = copy.deepcopy(llama)
+    inside.model.layers[1].mlp.forward = llama.model.layers[1].mlp.forward
     sliding = tiny("mistral", sliding_window=3)
-    for other in (hooked, patched, tiny("gpt2"), tiny("llama", hidden_act="gelu")):
+    for other in (hooked, patched, inside, tiny("gpt2"), tiny("llama", hidden_act="gelu")):
         assert not qualifies(other, cache)
     assert not qualifies(sliding, roomy_cache(sliding.config, 4))
     assert qualifies(llama, cache)
