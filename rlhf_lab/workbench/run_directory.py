@@ -44,6 +44,7 @@ def claim(path: Path, status: Status) -> Path:
 
 
 MAY_CHANGE = {"run_dir", "resume", "threads", "tracking", "experiment", "save_every"}  # between the parts of a run
+_ALL_BUT_RESULTS = ":(top,exclude)experiments/reference"
 
 
 def refuse_other_settings(path: Path, resolved: dict[str, Any]) -> None:
@@ -120,13 +121,16 @@ def provenance(status: Status, seed: int) -> dict[str, Any]:
 
 
 def git_state(package: Path = Path(__file__).parents[1]) -> dict[str, Any] | None:
-    """Commit and dirty flag of the tree the package is tracked in, else of the tree one is in, else None."""
+    """Commit and dirty flag of the tree the package is tracked in, else of the tree one is in, else None.
+
+    Results that a run appends to `experiments/reference` do not make it dirty: the next line has the same code.
+    """
     tracked = _git_line(package, "ls-files", "--error-unmatch", "__init__.py") is not None
     tree = package if tracked else Path.cwd()
     commit = _git_line(tree, "rev-parse", "HEAD")
     if commit is None:
         return None
-    return {"commit": commit, "dirty": bool(_git_line(tree, "status", "--porcelain"))}
+    return {"commit": commit, "dirty": bool(_git_line(tree, "status", "--porcelain", "--", _ALL_BUT_RESULTS))}
 
 
 def _git_line(tree: Path, *words: str) -> str | None:

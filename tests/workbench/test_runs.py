@@ -195,6 +195,10 @@ def test_git_state_is_of_the_packages_tree_else_of_ours(tmp_path, monkeypatch):
     head = {name: git("rev-parse", "HEAD", tree=tmp_path / name).strip() for name in ("lab", "mine")}
     monkeypatch.chdir(tmp_path / "mine")
     assert git_state(tmp_path / "lab" / "package") == {"commit": head["lab"], "dirty": False}
+    results = tmp_path / "lab" / "experiments" / "reference" / "study.jsonl"
+    results.parent.mkdir(parents=True)
+    results.write_text("{}")
+    assert not git_state(tmp_path / "lab" / "package")["dirty"]
     (tmp_path / "lab" / "package" / "__init__.py").write_text("# changed")
     assert git_state(tmp_path / "lab" / "package")["dirty"]
     (tmp_path / "lab" / "site").mkdir()  # installed inside somebody's tree, but not part of it

@@ -26,7 +26,7 @@ class EnsemblesStage(StudyStage):
     reward_model: RewardModelConfig = RewardModelConfig(epochs=4)
     # No penalty: one coefficient would be another penalty for each combination, whose scores have another spread.
     ppo: PPOConfig = PPOConfig(updates=30, batch_size=64, lr=2e-4, decay="off", kl_coef=0.0)
-    measurements: int = Field(10, ge=1)  # times that PPO is measured while it trains
+    measurements: int = Field(15, ge=1)  # times that PPO is measured while it trains
 
     @model_validator(mode="after")
     def _fits(self) -> Self:
