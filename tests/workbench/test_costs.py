@@ -295,6 +295,27 @@ def test_plan_of_every_stage_that_trains(repo, monkeypatch, capsys):
     assert "was not compared with measurements: pretrain, sft, reward_model" in out
 
 
+def test_plan_of_data_of_ones_own(repo, tmp_path, monkeypatch, capsys):
+    """Rows are of two replies, or of as many as `k` says where they are rankings; a prompt fills what a reply leaves."""
+    monkeypatch.setattr(plan, "read_constants", lambda precision: MADE_UP)
+
+    def told(recipe: str, *changes: str) -> str:
+        file, model = repo / "experiments" / "recipes" / f"{recipe}.yaml", World.load("default").base_model
+        words = [word for change in (f"sft.model={model}", *changes) for word in ("-p", change)]
+        assert cli.main(["plan", str(file), *words]) == 0
+        return capsys.readouterr().out
+
+    out = told("smollm_nectar")
+    assert "8000 prompts with 7 replies, texts of 512 tokens" in out
+    assert "ppo: prompts of 384 tokens (max_length less a reply" in out
+    assert "20000 prompts with 2 replies" in told("pythia_hh")
+    rankings = tmp_path / "rankings.jsonl"
+    rankings.write_text('{"prompt": "a", "completions": ["b", "c", "d"], "ranks": [0, 1, 2]}\n')
+    assert "20000 prompts with 3 replies" in told(
+        "pythia_hh", f"reward_model.preferences={rankings}", "reward_model.k=3"
+    )
+
+
 def test_plan_of_what_cannot_be_found_is_one_line(repo, capsys, monkeypatch):
     monkeypatch.setattr(plan, "read_constants", lambda precision: MADE_UP)
     file = str(repo / "experiments" / "quickstart.yaml")

@@ -18,7 +18,7 @@ from rlhf_lab.workbench.experiments.files import REFERENCE, read_yaml
 from rlhf_lab.workbench.records import latest_run
 
 SAMPLE = 200  # texts whose tokens are counted
-UNKNOWN = 128  # tokens of a prompt, where nothing can be read
+UNKNOWN = 128  # tokens of a prompt, where nothing can be read and no `max_length` is set
 
 
 class Model(NamedTuple):
@@ -86,15 +86,17 @@ def architecture(path: str):
 def lengths(cfg, model: Model, *, longest: int, prompt: float | None, reply: float | None, prompts: str) -> Lengths:
     """Tokens of prompts and replies: those given, else the longest of some prompts, and `longest` of a reply.
 
-    prompts: the parameter that names them, `sandbox` or a file; of what is elsewhere nothing is known.
+    prompts: the parameter that names them, `sandbox` or a file; of what is elsewhere only that it fits `max_length`.
     """
     if prompt is not None:
         told = f"prompts of {prompt:g} tokens"
     else:
         columns = tuple(sorted(getattr(cfg, "columns", {}).items()))
         found = _longest_prompt(cfg.sandbox, model.tokenizer, prompts, columns)
-        prompt = found or UNKNOWN
-        told = f"prompts of {prompt} tokens ({'the longest of some' if found else 'not known: --prompt-tokens'})"
+        room = (getattr(cfg, "max_length", None) or 0) - longest
+        prompt = found or (room if room > 0 else UNKNOWN)
+        origin = "the longest of some" if found else "max_length less a reply" if room > 0 else "not known"
+        told = f"prompts of {prompt} tokens ({origin}{'' if found else '; --prompt-tokens gives their mean'})"
     if reply is None:
         return Lengths(prompt, longest, f"{told}, replies of {longest} (the longest; --reply-tokens gives their mean)")
     return Lengths(prompt, min(reply, longest), f"{told}, replies of {min(reply, longest):g}")

@@ -1,9 +1,10 @@
 """What one stage of an experiment will need, from its settings alone."""
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import NamedTuple
 
-from rlhf_lab.data import encode_pair
+from rlhf_lab.data import column_names, encode_pair
 from rlhf_lab.models import load_tokenizer
 from rlhf_lab.sandbox.world import World
 from rlhf_lab.training.ppo_step import one_pass
@@ -145,7 +146,7 @@ def _reward_model(cfg: RewardModelStage, asked: Asked) -> Cost:
     trained = size + shape.head if size else shape.parameters
     runs = cfg.members + cfg.reversed_too + sum(cfg.learning_curve) / cfg.n_prompts
     steps = runs * cfg.epochs * -(-cfg.n_prompts // cfg.batch_size)
-    replies = 1 if cfg.rated else cfg.k
+    replies = 1 if cfg.rated else _ranked(cfg)
     rows = cfg.batch_size * replies
     roles = [Role("reward", shape, shape.parameters + size, trained, 0 if size else shape.largest)]
     work = training(shape, rows, length, 1, adapter=size)._replace(updated=trained)
@@ -154,10 +155,12 @@ def _reward_model(cfg: RewardModelStage, asked: Asked) -> Cost:
         policy = named_model(cfg.policy, cfg, asked.earlier, "sft")
         speaker = shape_of(policy.config)
         roles.append(Role("policy", speaker, speaker.parameters, 0))
-        long = lengths(
-            cfg, policy, longest=cfg.max_new_tokens, prompt=asked.prompt, reply=asked.reply, prompts="sandbox"
-        )
-        works["rollout"] = _sampled(speaker, cfg.n_prompts * cfg.k + 2 * cfg.n_heldout, long)
+        prompts = "sandbox" if cfg.sandbox else ""  # of one's own: not known before they are split
+        long = lengths(cfg, policy, longest=cfg.max_new_tokens, prompt=asked.prompt, reply=asked.reply, prompts=prompts)
+        said = cfg.reference_replies if cfg.normalise == "reference" else 0
+        said += cfg.n_prompts * cfg.k if cfg.preferences == "sandbox" else 0
+        said += 2 * cfg.n_heldout if cfg.heldout == "sandbox" else 0
+        works["rollout"] = _sampled(speaker, said, long)
     return _cost(
         asked,
         tokens=runs * cfg.epochs * cfg.n_prompts * replies * length,
@@ -167,6 +170,14 @@ def _reward_model(cfg: RewardModelStage, asked: Asked) -> Cost:
         sizes={"width": shape.width},
         leaves=model._replace(members=cfg.members, adapter=size > 0),
     )
+
+
+def _ranked(cfg: RewardModelStage) -> int:
+    """Replies to a prompt that are compared: of rankings `k`, else two."""
+    if cfg.preferences == "sandbox":
+        return cfg.k
+    names = column_names(cfg.preferences) if Path(cfg.preferences).is_file() else cfg.columns
+    return cfg.k if "completions" in {*names, *cfg.columns} else 2
 
 
 def _pretrain(cfg: PretrainStage, asked: Asked) -> Cost:

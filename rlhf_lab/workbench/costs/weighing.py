@@ -70,7 +70,7 @@ def weigh(precision: str) -> dict[str, float]:
         "passing": found[TEXTS].reading / (_read(TEXTS).elements / TEXTS.layers),
         "passing_logits": found[WORDS].reading / _read(WORDS).logits,
         "cached": found[LONG].generation / cached,
-        "stepping": (learned[WIDE] - FLOAT * _policy(WIDE).parameters) / _policy(WIDE).largest,
+        "stepping": max(0.0, learned[WIDE] - FLOAT * _policy(WIDE).parameters) / _policy(WIDE).largest,
         "cast": cast,
     }
 
