@@ -296,7 +296,7 @@ def test_plan_of_every_stage_that_trains(repo, monkeypatch, capsys):
 
 
 def test_plan_of_data_of_ones_own(repo, tmp_path, monkeypatch, capsys):
-    """Rows are of two replies, or of as many as `k` says where they are rankings; a prompt fills what a reply leaves."""
+    """Rows are of two replies, rankings of as many as `k` says; a prompt fills what a reply leaves."""
     monkeypatch.setattr(plan, "read_constants", lambda precision: MADE_UP)
 
     def told(recipe: str, *changes: str) -> str:
