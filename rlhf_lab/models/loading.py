@@ -17,6 +17,7 @@ from torch import nn
 
 from rlhf_lab.errors import LabError
 from rlhf_lab.models.adapter_files import adapter_base, holds_head, merge_into
+from rlhf_lab.models.device import device
 
 _WHAT_TO_GIVE = "give a directory with config.json and model.safetensors, or a hub id"
 _PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
@@ -88,6 +89,8 @@ def load_policy(path, *, trainable: bool = True, lora=None):
 def prepare(model, path, trainable: bool, *, encoder: bool = False):
     """Make a loaded model fit for RLHF: no dropout, no special padding row, frozen or not; causal, or an `encoder` too.
 
+    It is moved to where models are computed (`device`).
+
     Errors: `LabError` for a model that reads in both directions, unless `encoder`, and for an encoder-decoder.
     """
     from rlhf_lab.models.attention import use_attention
@@ -103,7 +106,7 @@ def prepare(model, path, trainable: bool, *, encoder: bool = False):
     if not encoder and not is_causal(model):
         raise LabError(f"{path}: {type(model).__name__} reads in both directions; give a causal model")
     model.requires_grad_(trainable)
-    return model.train(trainable)
+    return model.train(trainable).to(device())
 
 
 def disable_dropout(model) -> None:

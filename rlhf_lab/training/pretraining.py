@@ -10,6 +10,7 @@ from pydantic import Field
 from rlhf_lab.config import Config
 from rlhf_lab.data import right_pad
 from rlhf_lab.errors import LabError, RunFailed
+from rlhf_lab.models.device import device
 from rlhf_lab.training.interrupts import interrupts_held
 from rlhf_lab.training.processes import Processes
 
@@ -107,7 +108,7 @@ def pretrain_start(
         eos_token_id=tokenizer.eos_token_id,
         pad_token_id=tokenizer.pad_token_id,
     )
-    model = LlamaForCausalLM(shape).float()
+    model = LlamaForCausalLM(shape).float().to(device())
     optimizer = torch.optim.AdamW(model.parameters(), lr=config.lr, betas=(0.9, 0.98), weight_decay=0.01)
     return PretrainState(model, tokenizer, optimizer, documents, config, processes)
 

@@ -100,11 +100,10 @@ def _threads() -> Check:
 
 
 def _bf16() -> Check:
-    import torch
 
     from rlhf_lab.models.precision import WORTHWHILE, has_native_bf16, speedup
 
-    if not has_native_bf16("cuda" if torch.cuda.is_available() else "cpu"):
+    if not has_native_bf16("cpu"):
         return Check("bf16", True, "not native here: precision auto takes fp32")
     ratio = speedup()
     use = "bf16" if ratio >= WORTHWHILE else "fp32"
@@ -116,7 +115,7 @@ def _gpu() -> Check:
 
     if torch.cuda.is_available():
         names = ", ".join(torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count()))
-        return Check("gpu", True, names)
+        return Check("gpu", True, f"{names}; computes where RLHF_LAB_DEVICE=cuda is set")
     if shutil.which("nvidia-smi"):
         advice = "install torch's CUDA build: pip install --force-reinstall torch -c constraints.txt"
         return Check("gpu", False, "an NVIDIA driver, but torch cannot use it", advice)

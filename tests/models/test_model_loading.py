@@ -8,7 +8,8 @@ import transformers
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, GenerationConfig
 
 from rlhf_lab.errors import LabError
-from rlhf_lab.models import attention, load_policy, load_scorer, load_tokenizer
+from rlhf_lab.models import attention, load_policy, load_scorer, load_tokenizer, scorer
+from rlhf_lab.models.device import VARIABLE
 
 from .tiny_models import EOS, PAD, build_config
 
@@ -52,6 +53,22 @@ def test_weights_are_float32_whatever_the_files_hold(llama_dir, tmp_path):
     policy = load_policy(tmp_path)
     assert {weight.dtype for weight in policy.parameters()} == {torch.float32}
     assert policy.config._attn_implementation == attention.NAME
+
+
+def test_models_are_computed_where_the_environment_says(llama_dir, reward_dir, monkeypatch):
+    """torch's meta device stands in for a card: it holds no numbers, but a tensor left on the CPU would be seen."""
+    assert {weight.device.type for weight in load_policy(llama_dir).parameters()} == {"cpu"}
+    monkeypatch.setenv(VARIABLE, "meta")
+    assert {weight.device.type for weight in load_policy(llama_dir).parameters()} == {"meta"}
+    monkeypatch.setattr(scorer, "is_causal", lambda model: True)  # which looks at numbers
+    assert {weight.device.type for weight in load_scorer(reward_dir).parameters()} == {"meta"}
+
+
+@pytest.mark.parametrize("name", ["gpu", "cuda:99"])
+def test_a_device_that_is_not_there(name, llama_dir, monkeypatch):
+    monkeypatch.setenv(VARIABLE, name)
+    with pytest.raises(LabError, match=f"^RLHF_LAB_DEVICE={name}: torch finds no such device here; unset it"):
+        load_policy(llama_dir)
 
 
 def test_generation_defaults_do_not_leak(llama_dir, tmp_path):

@@ -8,6 +8,7 @@ import psutil
 
 from rlhf_lab.errors import LabError
 from rlhf_lab.models import resolve_precision
+from rlhf_lab.models.device import VARIABLE, device
 from rlhf_lab.workbench.costs.constants import CHECKED, Constants, keep_constants, read_constants
 from rlhf_lab.workbench.costs.stage_costs import PLANNED, Asked, Cost, cost_of
 from rlhf_lab.workbench.experiments.jobs import Job, jobs_of
@@ -17,6 +18,8 @@ from rlhf_lab.workbench.report.figures import aligned, duration
 
 def measured_constants(precision: str, *, anew: bool = False) -> Constants:
     """Those kept of this machine, else, or `anew`, measured now and kept. Says what it does on stderr."""
+    if device().type != "cpu":
+        raise LabError(f"plan: it measures and foretells CPUs only; run it without {VARIABLE}")
     known = None if anew else read_constants(precision)
     if known is not None:
         return known
