@@ -186,9 +186,18 @@ class Scorer(nn.Module):
             width = int(mask[rows].sum(dim=1).max())
             inputs = model_inputs(self.model, ids[rows, :width], mask[rows, :width])
             inputs.pop("position_ids", None)  # an encoder's own count starts where its embeddings do
-            with torch.autocast(ids.device.type, enabled=False):  # the head is inside, and scores are float32
-                found.append(self.model(**inputs).logits)
+            found.append(self._head(self._head_input(inputs)))
         return torch.cat(found)[torch.cat(groups).argsort()]
+
+    def _head_input(self, inputs: dict[str, Tensor]) -> Tensor:
+        """(B, H) what a classifier's forward gives its head: encoders differ in how they pool."""
+        seen: list[Tensor] = []
+        watch = self.head.register_forward_pre_hook(lambda _, given: seen.append(given[0]))
+        try:
+            self.model(**inputs)
+        finally:
+            watch.remove()
+        return seen[0]
 
     def _hidden(self, ids: Tensor, mask: Tensor, wanted: Tensor) -> Tensor:
         return hidden_states(self.model.base_model, ids, mask, wanted)

@@ -338,8 +338,11 @@ def test_an_encoder_reads_the_whole_row_however_it_is_padded(case, tmp_path):
         )
         tensors[0].masked_fill_(~tensors[1], 7)
         assert scorer.reply_scores(*tensors).tolist() == close(wanted)
-        with torch.autocast("cpu", dtype=torch.bfloat16):
-            assert scorer.reply_scores(*tensors).tolist() == close(wanted)
+        with torch.autocast("cpu", dtype=torch.bfloat16):  # the body in bf16, the head in float32
+            lowered = scorer.reply_scores(*tensors)
+        assert lowered.tolist() == pytest.approx(wanted, rel=0.05, abs=0.02)
+        assert lowered.tolist() != close(wanted)
+        assert lowered.dtype == torch.float32 and (lowered.bfloat16() != lowered).any()
     assert speedup(scorer) > 0  # what precision "auto" measures
     assert scorer.limit() == (24 - 3 if case.architecture == "roberta" else 24)  # its padding id is 2
     with pytest.raises(LabError, match="reads in both directions, so it scores whole texts only"):
