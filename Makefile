@@ -55,12 +55,12 @@ docs: $(STAMP) ## build the documentation into docs/_build/html; a warning is an
 docs-links: $(STAMP) ## ask every link to another site whether it is alive; needs a network
 	$(BIN)/sphinx-build -b linkcheck docs docs/_build/links
 
-# The base models of 12_reward_models first: two seeds at a time would both make them.
-studies: $(STAMP) ## record what is missing of the studies over five seeds: hours; two at a time
-	for size in small medium large; do \
-		$(BIN)/rlhf-lab run experiments/00_pretrain/$$size.yaml -p experiment=00_pretrain-$$size-s0 || exit 1; \
+# One seed of reward_models at a time: two would both make the base models that all of them start from.
+studies: $(STAMP) ## record what is missing of the studies over five seeds: hours
+	for file in experiments/studies/*.yaml; do \
+		case $$file in */reward_models.yaml) jobs=1;; *) jobs=2;; esac; \
+		$(BIN)/rlhf-lab run $$file -j $$jobs || exit 1; \
 	done
-	for file in experiments/studies/*.yaml; do $(BIN)/rlhf-lab run $$file -j 2 || exit 1; done
 
 doctor: $(STAMP) ## look for what may be wrong with the installation
 	$(BIN)/rlhf-lab doctor

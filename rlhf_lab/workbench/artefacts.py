@@ -92,8 +92,13 @@ def checkpoint(value: str, stage: str, cfg) -> str:
     return str(found / "checkpoint")
 
 
+def experiment_file(value: str) -> Path | None:
+    """The experiment file that a parameter names: a path, or one below experiments/."""
+    return next((path for path in (Path(value), HOUSE / "experiments" / value) if path.is_file()), None)
+
+
 def _of_experiment(value: str, stage: str, cfg) -> Path:
-    file = next((path for path in (Path(value), HOUSE / "experiments" / value) if path.is_file()), None)
+    file = experiment_file(value)
     if file is None:
         raise LabError(f"{stage}: no experiment file {value}, here or under {HOUSE / 'experiments'}")
     settings = read_yaml(file)

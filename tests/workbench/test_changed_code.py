@@ -8,7 +8,7 @@ from rlhf_lab.cli import main
 from rlhf_lab.errors import LabError
 from rlhf_lab.workbench.studies import code_of as code_module
 from rlhf_lab.workbench.studies import finished_lines
-from rlhf_lab.workbench.studies.finished_lines import FinishedLines
+from rlhf_lab.workbench.studies.finished_lines import FinishedLines, origin
 from rlhf_lab.workbench.studies.units import latest
 
 
@@ -69,6 +69,39 @@ def test_what_other_code_has_finished_as_a_whole_is_taken_as_a_whole(under, caps
         under("new").add(key(unit), {"figures": {"gold": gold}})
     lines.settle([key("a"), key("b")])  # one's own comes first
     assert [lines.last(key(unit))["figures"]["gold"] for unit in "ab"] == [3.0, 4.0]
+
+
+def test_what_is_finished_by_older_code_than_the_last_line_is_wanted_again(under):
+    """Else a table, which is of the last line's code, would lack that seed for ever."""
+    under("old").add(key("a", seed=0), {"figures": {"gold": 1.0}})
+    under("new").add(key("a", seed=1), {"figures": {"gold": 2.0}})
+    lines = under("new")
+    lines.settle([key("a", seed=0)])
+    assert lines.find("a", key("a", seed=0)) is None
+
+
+def test_a_model_that_an_experiment_file_makes_is_known_by_its_settings(tmp_path):
+    file, folder = tmp_path / "sft.yaml", tmp_path / "model"
+    file.write_text("lr: 0.001\n")
+    known = origin(str(file), lambda: 1 / 0)  # and is not made for that
+    file.write_text("# as before\nlr: 1.0e-3\n")
+    assert origin(str(file), lambda: 1 / 0) == known
+    file.write_text("lr: 0.002\n")
+    assert origin(str(file), lambda: 1 / 0) != known
+    folder.mkdir()
+    (folder / "model.safetensors").write_text("weights")
+    known = origin(str(folder), lambda: str(folder))
+    (folder / "model.safetensors").write_text("others")
+    assert origin(str(folder), lambda: str(folder)) != known
+
+
+def test_what_makes_the_models_is_code_of_every_study(monkeypatch):
+    assert all((code_module._ROOT / name).is_file() for name in code_module._MAKES)
+    whole = code_module.code_of("ensembles")
+    code_module.code_of.cache_clear()
+    monkeypatch.setattr(code_module, "_MAKES", ())
+    assert code_module.code_of("ensembles") != whole
+    code_module.code_of.cache_clear()
 
 
 def test_a_table_holds_lines_of_one_code():

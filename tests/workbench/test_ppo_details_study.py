@@ -14,6 +14,7 @@ from rlhf_lab.training.ppo import PPOConfig, ppo_updates
 from rlhf_lab.workbench.evaluation import Measure
 from rlhf_lab.workbench.stages import PPODetailsStage
 from rlhf_lab.workbench.stages.ppo_details import DETAILS
+from rlhf_lab.workbench.studies import chain
 from rlhf_lab.workbench.studies import ppo_details as study
 from rlhf_lab.workbench.studies import ppo_details_results as kept
 from rlhf_lab.workbench.studies.one_reward import OneReward
@@ -27,8 +28,8 @@ SMALL = {
     "ppo": {"updates": 2, "batch_size": 8, "minibatches": 1, "micro_batch_size": 4, "epochs": 1, "lr": 1e-3},
 }
 BROKEN = [
-    *("again", "again_2", "again_3", "critic_zero", "score_no_zero", "score_raw", "eos_unread", "padded_whitening"),
-    *("dropout", "reversed"),
+    *("again", "again_2", "again_3", "critic_zero", "reward_head_zero", "prompts_again", "score_no_zero", "score_raw"),
+    *("eos_unread", "score_everywhere", "eos_masked", "padded_whitening", "dropout", "reversed"),
 ]
 
 
@@ -68,7 +69,8 @@ def test_a_setting_that_is_switched_is_another_than_the_baselines(name):
 
 def test_what_is_no_setting_has_its_own_name_in_the_file():
     own = study.units_of(PPODetailsStage())
-    assert [name for name in DETAILS if not DETAILS[name].changes] == BROKEN
+    assert [name for name in DETAILS if not DETAILS[name].changes and not DETAILS[name].learns] == BROKEN
+    assert own["reward_one_epoch"] == {"learns": {"epochs": 1}} and PPODetailsStage().reward_model.epochs != 1
     assert all(own[name]["detail"] == name for name in BROKEN) and own["baseline"] == {}
     assert len({str(values) for values in own.values()}) == len(own) == len(DETAILS) + 1
     for name, detail in DETAILS.items():
@@ -113,6 +115,37 @@ def test_the_eos_is_taken_from_replies_that_ended():
     reward = study.without_eos(lambda **given: told.update(given) or [0.0])
     reward(completion_ids=[[5, 0], [5, 6], [0]], finished=[True, False, True], prompt_ids=[[1]])
     assert told == {"completion_ids": [[5], [5, 6], [0]], "finished": [False] * 3, "prompt_ids": [[1]]}
+
+
+def test_the_mean_score_is_that_of_the_replys_tokens():
+    scorer = make_scorer()
+    reward = study.mean_score(scorer, 0)
+    told = reward(prompt_ids=[[5, 6, 7], [8]], completion_ids=[[9, 10], [11, 12, 13, 0]], finished=[False, True])
+    for row, (prompt, reply) in enumerate([([5, 6, 7], [9, 10]), ([8], [11, 12, 13, 0])]):
+        ids = torch.tensor([prompt + reply])
+        each = scorer.token_scores(ids, torch.ones_like(ids, dtype=torch.bool))[0, len(prompt) :]
+        assert told[row] == pytest.approx(each.mean().item(), abs=1e-5)
+        assert abs(told[row] - each[-1].item()) > 1e-4
+
+
+def test_the_eos_is_masked_in_the_step_alone(monkeypatch):
+    seen, ends = [], []
+
+    def step(policy, critic, optimizer, batch, *rest, **more):
+        seen.append(batch.response_mask)
+        ends.append((batch.response_ids, batch.finished))
+        return right(policy, critic, optimizer, batch, *rest, **more)
+
+    right = ppo.ppo_step
+    monkeypatch.setattr(ppo, "ppo_step", step)
+    state = start(make_config(updates=1))
+    with study.eos_masked():
+        update = next(ppo_updates(state))
+    ((ids, finished),), (mask,), whole = ends, seen, update.rollout.response_mask
+    assert finished.any() and ppo.ppo_step is step
+    eos = (ids == state.tokenizer.eos_token_id) & whole
+    alone = whole.sum(1) == 1
+    assert torch.equal(mask, whole & (~eos | alone[:, None])) and not torch.equal(mask, whole)
 
 
 def accuracy(ground: OneReward, scorer) -> float:
@@ -181,6 +214,20 @@ def test_units_differ_by_what_is_switched_alone(ground, monkeypatch):
         with pytest.raises(ZeroDivisionError):
             study.unit(name, ground)
     assert [(s.kl_coef, s.seed) for s in started] == [(0.0, 0), (0.05, study.OTHER_SEEDS["again"])]
+
+
+def test_what_is_changed_of_the_reward_model_and_the_prompts(ground, monkeypatch):
+    made, updates = [], ppo.ppo_updates
+    monkeypatch.setattr(ppo, "ppo_updates", lambda state: made.append(state) or updates(state))
+    heads, broken = [], ("score_everywhere", "eos_masked", "bf16")
+    names = ("baseline", "prompts_again", *broken, "reward_head_zero", "reward_one_epoch")
+    load = chain.models.load_scorer
+    monkeypatch.setattr(chain.models, "load_scorer", lambda path, **how: heads.append(how["head"]) or load(path, **how))
+    found = {n: study.unit(n, ground) for n in names}
+    assert len({figures["kl"] for figures in found.values()}) == len(names)
+    whole, quarter = (len(state.prompts) for state in made[:2])
+    assert (whole, quarter) == (len(ground.train), len(ground.train) // 4)
+    assert heads[-2:] == ["zero", "new"]
 
 
 def without_seconds(figures: dict[str, float]) -> dict[str, float]:

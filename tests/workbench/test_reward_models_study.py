@@ -124,7 +124,7 @@ def test_a_unit_learns_and_is_measured_where_the_others_are(ground):
 def test_a_trunk_of_other_tokens_is_refused_by_name(tmp_path):
     save_policy(tmp_path / "other", make_policy(), make_tokenizer())
     with pytest.raises(LabError, match="trunks: strange .* has another tokenizer"):
-        reward_models.Shared(config(trunks={"strange": str(tmp_path / "other")}))
+        reward_models.own_settings(reward_models.Shared(config(trunks={"strange": str(tmp_path / "other")})))
 
 
 # ---- Measures by hand

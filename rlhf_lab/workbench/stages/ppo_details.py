@@ -18,6 +18,7 @@ class Detail(NamedTuple):
     said: str
     source: str  # a number is that of the N+ details (2403.17031), docs/nplus.md
     changes: dict[str, Any] = {}  # of PPO's settings; none: made from outside, by studies/ppo_details.py
+    learns: dict[str, Any] = {}  # changes of the reward model's settings
     kind: Literal["chance", "setting", "mistake"] = "setting"
     against: str = ""  # the unit it differs from in one thing; "" = the baseline
 
@@ -53,12 +54,18 @@ DETAILS = {
     "four_epochs": Detail("four passes over a rollout", "20", {"epochs": 4}),
     "one_minibatch": Detail("one optimizer step in a pass", "20", {"minibatches": 1}),
     "no_decay": Detail("a constant learning rate", "20", {"decay": "off"}),
+    "bf16": Detail("matrix products in bfloat16", "8", {"precision": "bf16"}),
     "adam_eps_1e-8": Detail("Adam's epsilon as torch has it", "20, and the N list", {"adam_eps": 1e-8}),
     "no_grad_clip": Detail("gradients not clipped", "PPO's usual code", {"max_grad_norm": 1e6}),
     "critic_zero": Detail("the critic from the SFT model, head 0", "22"),
+    "reward_one_epoch": Detail("the reward model sees its comparisons once", "10", learns={"epochs": 1}),
+    "reward_head_zero": Detail("the reward model's head starts at 0", "11"),
+    "prompts_again": Detail("a quarter of the prompts, each of them four times", "21"),
     "score_no_zero": Detail("the SFT model's replies do not score 0 on average", "15", kind="mistake"),
     "score_raw": Detail("nor have scores a unit: as the comparisons leave them", "15, and its unit", kind="mistake"),
     "eos_unread": Detail("the reward model reads replies without their EOS", "12", kind="mistake"),
+    "score_everywhere": Detail("the mean score over a reply's tokens, not the last", "13", kind="mistake"),
+    "eos_masked": Detail("the EOS taken for padding: no loss of policy or critic there", "3", kind="mistake"),
     "padded_whitening": Detail("advantages whitened over the padding, too", "25", kind="mistake"),
     "dropout": Detail("dropout of 0.1 while it trains: of attention, Llama has no other", "7", kind="mistake"),
     "reversed": Detail("a reward model from reversed labels", "a text with the loss's sign wrong", kind="mistake"),

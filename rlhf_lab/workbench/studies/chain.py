@@ -31,9 +31,11 @@ def rankings_of(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     ]
 
 
-def train_scorer(settings: rm.RewardModelConfig, path: str, tokenizer, rankings, run: Run, what: str) -> Scorer:
+def train_scorer(
+    settings: rm.RewardModelConfig, path: str, tokenizer, rankings, run: Run, what: str, *, head: str = "new"
+) -> Scorer:
     """A reward model with a new head on the model at `path`, from rankings. The head is drawn from torch's stream."""
-    scorer = models.load_scorer(path, head="new")
+    scorer = models.load_scorer(path, head=head)
     state = rm.reward_model_start(settings, scorer, tokenizer, rankings)
     for stats in rm.reward_model_steps(state):
         run.progress(state.step, state.steps, f"{what}, loss {stats.loss:.2f}")

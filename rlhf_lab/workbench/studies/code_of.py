@@ -12,12 +12,13 @@ from rlhf_lab.workbench.experiments.fingerprint import ABOVE, COMPUTES
 _ROOT = Path(rlhf_lab.__file__).parent
 _KEEPS = {"code_of.py", "finished_lines.py", "units.py"}  # of the studies: what keeps lines
 _SHOWS = ("_results.py", "_figures.py")  # and what makes tables and figures of them
+_MAKES = ("training/sft.py", "training/pretraining.py", "training/byte_pairs.py")  # what made the models it starts from
 _TEXTS = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
 
 
 @functools.cache
 def code_of(study: str) -> str:
-    """A short hash of the module of that name in `studies` and of all of the package that it imports.
+    """A short hash of the module of that name in `studies`, of what trains base and SFT models, and of all they import.
 
     Comments, docstrings and layout do not count, nor what in `workbench` only keeps, shows and runs. study: "" or one
     that has no module of its own = all of them.
@@ -25,7 +26,7 @@ def code_of(study: str) -> str:
     root = _ROOT / "workbench" / "studies"
     first = [root / f"{study}.py"] if (root / f"{study}.py").is_file() else sorted(root.glob("*.py"))
     found: dict[Path, str] = {}
-    waiting = [path for path in first if _counts(path)]
+    waiting = [path for path in (*first, *(_ROOT / name for name in _MAKES)) if path.is_file() and _counts(path)]
     while waiting:
         path = waiting.pop()
         if path not in found:

@@ -4,10 +4,12 @@ import hashlib
 import json
 import os
 import platform
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from rlhf_lab.workbench.artefacts import experiment_file
+from rlhf_lab.workbench.experiments.files import read_yaml
 from rlhf_lab.workbench.records import read_jsonl
 from rlhf_lab.workbench.run_directory import git_state
 from rlhf_lab.workbench.runs import Run
@@ -33,10 +35,13 @@ class FinishedLines:
         run.rewind(-1)
 
     def settle(self, keys: Sequence[Mapping[str, Any]]) -> None:
-        """Take the lines of other code, if there is one that has finished all of these: nothing is mixed then."""
+        """Take the lines of other code, if the file's last line is of one that has finished all of these.
+
+        Nothing is mixed then. Where later lines are of newer code, a table is of these, and here they are wanted too.
+        """
         lines = self._read()
-        codes = [self.code, *reversed([line["code"] for line in lines if "code" in line])]
-        whole = (code for code in codes if all(self._last(lines, key, code) for key in keys))
+        newest = lines[-1].get("code", self.code) if lines else self.code
+        whole = (code for code in (self.code, newest) if all(self._last(lines, key, code) for key in keys))
         self.taken = next(whole, self.code) if keys else self.code
         if self.taken != self.code:
             commit = self._last(lines, keys[-1], self.taken).get("commit", "unknown")
@@ -87,6 +92,16 @@ def fingerprint(name: str) -> str:
     path = Path(name.rpartition(":")[0] or name)
     files = sorted(path.glob("*.safetensors")) if path.is_dir() else [path] if path.is_file() else []
     return _short(b"".join(file.read_bytes() for file in files) or name.encode())
+
+
+def origin(value: str, path: Callable[[], str]) -> str:
+    """What a model that a parameter names is known by: the settings of the experiment file that makes it, else weights.
+
+    Another machine's weights of the same settings differ in their last digits, and are the same model's. Of the code
+    that makes them `code_of` knows. path: gives its directory.
+    """
+    file = experiment_file(value) if value.endswith(".yaml") else None
+    return short_hash(read_yaml(file)) if file else fingerprint(path())
 
 
 def short_hash(values: Mapping[str, Any]) -> str:

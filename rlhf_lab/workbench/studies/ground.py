@@ -15,7 +15,7 @@ from rlhf_lab.workbench import artefacts
 from rlhf_lab.workbench.runs import Run
 from rlhf_lab.workbench.stages import STAGES
 from rlhf_lab.workbench.stages.study import StudyStage
-from rlhf_lab.workbench.studies.finished_lines import fingerprint, short_hash
+from rlhf_lab.workbench.studies.finished_lines import origin, short_hash
 from rlhf_lab.workbench.studies.units import FinishedUnits
 
 _NO_MATTER = {"experiment", "run_dir", "results", "resume", "seed", "threads", "tracking"}
@@ -32,18 +32,26 @@ class Ground:
             raise LabError("study: 'sandbox' is empty, but only an embedded world has a known gold reward")
         self.cfg, self.n_train = cfg, n_train
         self.world = World.load(cfg.sandbox)
-        self.sft_path = artefacts.checkpoint(cfg.policy, "sft", cfg)
-        self.models = fingerprint(self.sft_path)
-        self.tokenizer = models.load_tokenizer(self.sft_path)
+        self.models = origin(cfg.policy, lambda: self.sft_path)
 
     def in_world(self, name: str) -> Self:
         """The same ground under another gold reward: worlds differ in nothing else, so that the SFT model is the same.
 
         Errors: `LabError` naming the worlds there are.
         """
-        other = copy.copy(self)
+        other = copy.copy(self)  # with the path to the SFT model, if it has been made
         other.world = World.load(name)
         return other
+
+    @cached_property
+    def sft_path(self) -> str:
+        """Where the SFT model is."""
+        return artefacts.checkpoint(self.cfg.policy, "sft", self.cfg)
+
+    @cached_property
+    def tokenizer(self):
+        """The SFT model's tokenizer."""
+        return models.load_tokenizer(self.sft_path)
 
     @cached_property
     def sft(self):

@@ -52,7 +52,7 @@ def _draw_curves(ax, units: Units) -> None:
         x, y = _mean_curve(units, unit)
         ax.plot(x, y, color=RED, marker="s", markersize=2.5, linewidth=0.9, linestyle=":", label=f"target {target:g}")
     ax.set(xlabel="square root of the KL (nats per reply)", ylabel="gold (sd)")
-    ax.legend(loc="best", ncols=2, fontsize=7)
+    ax.legend(loc="upper center", bbox_to_anchor=(0.5, -0.16), ncols=4, fontsize=7)  # the curves fill the axes
 
 
 def _mean_curve(units: Units, unit: str) -> tuple[np.ndarray, np.ndarray]:

@@ -37,12 +37,13 @@ class OneReward(Ground):
         """The reward model, its scores of mean 0 and deviation 1 on the SFT model's replies."""
         return self.learned_scorer()
 
-    def learned_scorer(self, **changes: Any) -> Scorer:
+    def learned_scorer(self, *, head: str = "new", **changes: Any) -> Scorer:
         """A reward model from the comparisons, brought to the same scale; `changes` are of how it learns."""
         cfg = self.cfg
         settings = cfg.reward_model.model_copy(update={"seed": cfg.seed, "precision": cfg.precision} | changes)
         torch.manual_seed(cfg.seed)  # the head is drawn from this stream
-        scorer = chain.train_scorer(settings, self.sft_path, self.tokenizer, self.rows, self.run, "reward model")
+        what = (self.run, "reward model")
+        scorer = chain.train_scorer(settings, self.sft_path, self.tokenizer, self.rows, *what, head=head)
         chain.normalise([scorer], self.sft, self)
         return scorer.requires_grad_(False)
 

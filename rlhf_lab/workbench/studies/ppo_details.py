@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from rlhf_lab import models
+from rlhf_lab.data import right_pad
 from rlhf_lab.errors import LabError
 from rlhf_lab.maths import masked_whiten, policy_loss
 from rlhf_lab.models import Scorer, response_logprobs
@@ -33,10 +34,13 @@ OTHER_SEEDS = {"again": 1000, "again_2": 2000, "again_3": 3000}
 
 
 def units_of(cfg: PPODetailsStage) -> dict[str, dict[str, Any]]:
-    """Unit -> what is its own: its changes of PPO's settings, or the name of what it breaks."""
+    """Unit -> what is its own: its changes of PPO's or the reward model's settings, or the name of what it breaks."""
     broken = {"dropout": {"p": DROPOUT}} | {name: {"seed": added} for name, added in OTHER_SEEDS.items()}
-    own = {name: DETAILS[name].changes or {"detail": name, **broken.get(name, {})} for name in cfg.details}
-    return {"baseline": {}} | own
+    own = {"baseline": {}}
+    for name in cfg.details:
+        changes, learns = DETAILS[name].changes, DETAILS[name].learns
+        own[name] = changes or ({"learns": learns} if learns else {"detail": name, **broken.get(name, {})})
+    return own
 
 
 def unit(name: str, ground: OneReward) -> Figures:
@@ -53,13 +57,18 @@ def unit(name: str, ground: OneReward) -> Figures:
     reward = pays = ground.reward_of(scorer)
     if name == "eos_unread":
         pays, pairs = without_eos(reward), pairs._replace(finished=[[False] * 2 for _ in pairs.prompts])
+    if name == "score_everywhere":
+        pays = mean_score(scorer, ground.tokenizer.pad_token_id)
     state = ground.start(settings, reward=pays, critic=critic)
+    if name == "prompts_again":
+        state.prompts = state.prompts[: len(state.prompts) // 4]
     rate = DROPOUT if name == "dropout" else 0.0
     if rate:
         set_dropout(state.policy, rate)
     figures = {"accuracy_gold": right_share(reward, ground.world, pairs)} | first_figures(state)
     measure, updates = _measure(ground, settings), []
-    with padded_whitening() if name == "padded_whitening" else nullcontext():
+    breaks = {"padded_whitening": padded_whitening, "eos_masked": eos_masked}
+    with breaks.get(name, nullcontext)():
         for update in ppo.ppo_updates(state):
             ground.run.progress(update.number, settings.updates, name)
             updates.append(update)
@@ -141,6 +150,10 @@ def _scorer(name: str, ground: OneReward) -> Scorer:
     """The reward model that pays. All units are measured by the right one."""
     if name == "reversed":
         return ground.learned_scorer(reverse=True)
+    if name in DETAILS and DETAILS[name].learns:
+        return ground.learned_scorer(**DETAILS[name].learns)
+    if name == "reward_head_zero":
+        return ground.learned_scorer(head="zero")
     if name in ("score_no_zero", "score_raw"):
         raw = copy.deepcopy(ground.scorer)
         raw.shift = 0.0
@@ -157,6 +170,20 @@ def without_eos(reward: Reward) -> Reward:
             reply[:-1] if end and len(reply) > 1 else reply for reply, end in zip(completion_ids, finished, strict=True)
         ]
         return reward(completion_ids=ids, finished=[False] * len(ids), **rest)
+
+    return read
+
+
+def mean_score(scorer: Scorer, pad_id: int) -> Reward:
+    """A reward that is the mean of the scores at all tokens of a reply: only that of the last has learned anything."""
+
+    @torch.no_grad()
+    def read(*, prompt_ids, completion_ids, **_) -> list[float]:
+        rows = [[*prompt, *reply] for prompt, reply in zip(prompt_ids, completion_ids, strict=True)]
+        ids, mask = (tensor.to(scorer.device) for tensor in right_pad(rows, pad_id))
+        begins = torch.tensor([len(prompt) for prompt in prompt_ids], device=ids.device)
+        replies = mask & (torch.arange(ids.shape[1], device=ids.device) >= begins[:, None])
+        return (scorer.token_scores(ids, mask, replies).sum(1) / replies.sum(1)).tolist()
 
     return read
 
@@ -178,6 +205,24 @@ def set_dropout(model: nn.Module, p: float) -> None:
 
 def _is_rate(name: str, value: Any) -> bool:
     return "drop" in name and isinstance(value, int | float) and not isinstance(value, bool)
+
+
+@contextmanager
+def eos_masked() -> Iterator[None]:
+    """Inside, PPO's step takes the EOS for padding, as where one token is both and masks are made of ids."""
+    right = ppo.ppo_step
+
+    def wrong(policy, critic, optimizer, batch, *rest, **more):
+        mask = batch.response_mask
+        last = torch.arange(mask.shape[1], device=mask.device) == mask.sum(1, keepdim=True) - 1
+        hidden = last & batch.finished[:, None] & (mask.sum(1, keepdim=True) > 1)  # a reply of its EOS alone keeps it
+        return right(policy, critic, optimizer, batch._replace(response_mask=mask & ~hidden), *rest, **more)
+
+    ppo.ppo_step = wrong
+    try:
+        yield
+    finally:
+        ppo.ppo_step = right
 
 
 @contextmanager

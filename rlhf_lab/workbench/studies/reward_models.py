@@ -22,7 +22,7 @@ from rlhf_lab.workbench.plots import calibration_table
 from rlhf_lab.workbench.runs import Run
 from rlhf_lab.workbench.stages import RewardModelsStage
 from rlhf_lab.workbench.studies.chain import agreement, train_scorer
-from rlhf_lab.workbench.studies.finished_lines import fingerprint
+from rlhf_lab.workbench.studies.finished_lines import origin
 from rlhf_lab.workbench.studies.ground import Ground
 from rlhf_lab.workbench.studies.units import Figures
 
@@ -64,9 +64,9 @@ def sampled(cfg: RewardModelsStage) -> dict[int, int]:
 
 
 class Shared(Ground):
-    """What all units of a seed share. Each thing is made when it is first asked for, but the models units start from.
+    """What all units of a seed share. Each thing is made when it is first asked for.
 
-    Errors: `LabError` where the tokens of one of these are not the SFT model's.
+    Errors: `LabError` where the tokens of a model that units start from are not the SFT model's.
     """
 
     cfg: RewardModelsStage
@@ -74,7 +74,7 @@ class Shared(Ground):
     def __init__(self, cfg: RewardModelsStage):
         super().__init__(cfg, max(sampled(cfg).values()) * 5 // 4 + 4)
         self._sampled: dict[int, list[dict[str, Any]]] = {}
-        self.trunks = {"": self.sft_path} | {name: self._trunk(name) for name in cfg.trunks}
+        self._trunks: dict[str, str] = {}
 
     def rankings(self, who: Learner) -> list[dict[str, Any]]:
         """What a unit learns from. Two units with as many replies have the same ones, and the same labels but flips."""
@@ -83,8 +83,18 @@ class Shared(Ground):
         rows = self._sampled[who.k][: who.prompts]
         return rows if who.flip is None else self.relabelled(rows, flip=who.flip)
 
-    def _trunk(self, name: str) -> str:
-        """The path of what a reward model starts from. Base models are made once for all seeds."""
+    def trunk(self, name: str) -> str:
+        """The path of what a reward model starts from, "" = the SFT model. Base models are made once for all seeds."""
+        if name not in self._trunks:
+            self._trunks[name] = self._found(name) if name else self.sft_path
+        return self._trunks[name]
+
+    def origins(self) -> dict[str, str]:
+        """Trunk -> what it is known by."""
+        values = {name: self.world.base_model if v == "sandbox" else v for name, v in self.cfg.trunks.items()}
+        return {"": self.models} | {name: origin(value, lambda n=name: self.trunk(n)) for name, value in values.items()}
+
+    def _found(self, name: str) -> str:
         value, once = self.cfg.trunks[name], self.cfg.model_copy(update={"seed": 0})
         path = self.world.base_model if value == "sandbox" else artefacts.checkpoint(value, "pretrain", once)
         if not same_vocabulary(models.load_tokenizer(path), self.tokenizer):
@@ -115,10 +125,10 @@ class Shared(Ground):
 
 
 def own_settings(shared: Shared) -> dict[str, dict[str, Any]]:
-    """Unit -> what is its own; of a trunk that is its weights."""
-    weights = {name: fingerprint(path) for name, path in shared.trunks.items()}
+    """Unit -> what is its own; of a trunk that is where it comes from."""
+    origins = shared.origins()
     own = {
-        name: who._asdict() | {"trunk": weights[who.trunk], "of": sampled(shared.cfg)[who.k]}
+        name: who._asdict() | {"trunk": origins[who.trunk], "of": sampled(shared.cfg)[who.k]}
         for name, who in learners(shared.cfg).items()
     }
     return {GOLD: {}, **own}
@@ -139,7 +149,7 @@ def _trained(name: str, shared: Shared, run: Run) -> Figures:
     rankings = shared.rankings(who)
     torch.manual_seed(cfg.seed)
     settings = cfg.reward_model.model_copy(update=changes)
-    scorer = train_scorer(settings, shared.trunks[who.trunk], shared.tokenizer, rankings, run, name)
+    scorer = train_scorer(settings, shared.trunk(who.trunk), shared.tokenizer, rankings, run, name)
     learned = evaluate_reward_model(scorer, shared.tokenizer, rankings)
     told = {
         "prompts": len(rankings),
