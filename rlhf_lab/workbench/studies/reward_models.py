@@ -91,8 +91,11 @@ class Shared(Ground):
 
     def origins(self) -> dict[str, str]:
         """Trunk -> what it is known by."""
-        values = {name: self.world.base_model if v == "sandbox" else v for name, v in self.cfg.trunks.items()}
-        return {"": self.models} | {name: origin(value, lambda n=name: self.trunk(n)) for name, value in values.items()}
+        known = {"": self.models}
+        for name, value in self.cfg.trunks.items():
+            path = self.world.base_model if value == "sandbox" else ""  # which is there
+            known[name] = origin(value, lambda name=name, path=path: path or self.trunk(name))
+        return known
 
     def _found(self, name: str) -> str:
         value, once = self.cfg.trunks[name], self.cfg.model_copy(update={"seed": 0})
