@@ -15,9 +15,9 @@ def whole(value: Any) -> Any:
 
 
 def like(value: torch.Tensor, model: torch.Tensor) -> torch.Tensor:
-    """A whole tensor in shards like those of `model`, or as it is where that is whole."""
+    """A whole tensor in shards like those of `model`, or whole where that is, on its device."""
     if not hasattr(model, "full_tensor"):
-        return value
+        return value.to(model.device)
     from torch.distributed.tensor import distribute_tensor
 
     return distribute_tensor(value.to(model.device), model.device_mesh, model.placements)

@@ -103,7 +103,7 @@ def load_checkpoint(path: Path, state: Resumable) -> int:
     """`load_training` of one checkpoint."""
     try:
         weights = load_file(path / "weights.safetensors")
-        contents = torch.load(path / "state.pt", weights_only=True)
+        contents = _read(path)
     except (OSError, SafetensorError, RuntimeError, pickle.UnpicklingError, EOFError, ValueError, KeyError) as error:
         reason = (str(error).splitlines() or [type(error).__name__])[0][:200]
         raise LabError(f"checkpoint {path}: cannot be read ({reason}); delete it to go on from an older one") from None
@@ -118,8 +118,8 @@ def load_checkpoint(path: Path, state: Resumable) -> int:
     random.setstate((version, tuple(words), gauss))
     name, keys, *rest = contents["rng"]["numpy"]
     np.random.set_state((name, np.array(keys, dtype=np.uint32), *rest))  # noqa: NPY002  libraries below use it
-    if torch.cuda.is_available() and contents["rng"]["cuda"]:
-        torch.cuda.set_rng_state_all(contents["rng"]["cuda"])
+    if torch.cuda.is_initialized():
+        torch.cuda.set_rng_state_all(contents["rng"]["cuda"][: torch.cuda.device_count()])
     state.restore(contents["progress"])  # last: what was being sampled has drawn from the streams above
     return contents["step"]
 
@@ -127,7 +127,12 @@ def load_checkpoint(path: Path, state: Resumable) -> int:
 def recorded(folder: Path, setting: str) -> Any:
     """A setting that the newest checkpoint in `folder` was made with; None without a checkpoint."""
     steps = _steps(folder)
-    return torch.load(steps[-1] / "state.pt", weights_only=True)["config"].get(setting) if steps else None
+    return _read(steps[-1])["config"].get(setting) if steps else None
+
+
+def _read(path: Path) -> dict[str, Any]:
+    """All but the weights, on the CPU: it may have been another machine's card."""
+    return torch.load(path / "state.pt", weights_only=True, map_location="cpu")
 
 
 def _contents(state: Resumable, step: int) -> dict[str, Any]:
@@ -143,7 +148,7 @@ def _contents(state: Resumable, step: int) -> dict[str, Any]:
         "progress": whole(state.progress()),
         "rng": {
             "torch": torch.get_rng_state(),
-            "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
+            "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else [],
             "python": [version, list(words), gauss],
             "numpy": [name, keys.tolist(), *rest],
         },

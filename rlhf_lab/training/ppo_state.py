@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 import torch
 
 from rlhf_lab.data import right_pad
+from rlhf_lab.errors import LabError
 from rlhf_lab.models.shards import like
 from rlhf_lab.rewards import Reward
 from rlhf_lab.training.credit import RunningMoments
@@ -70,7 +71,9 @@ class PPOState:
         }
 
     def rewind(self, streams: dict[str, Any]) -> None:
-        """Go back to what `streams` gave."""
+        """Go back to what `streams` gave. Errors: `LabError` where they are of another kind of device."""
+        if streams["generator"].shape != self.generator.get_state().shape:
+            raise LabError("PPO: this run began on another kind of device; resume it there, or begin a new one")
         self.order = list(streams["order"])
         self.shuffler.set_state(streams["shuffler"])
         self.generator.set_state(streams["generator"])

@@ -19,6 +19,7 @@ from typing import Any, Self, TypeVar
 import torch
 
 from rlhf_lab.errors import LabError, RunFailed
+from rlhf_lab.models.device import named
 from rlhf_lab.training.interrupts import interrupts_noted
 
 T = TypeVar("T")
@@ -43,7 +44,7 @@ def launched(timeout_s: float = 300.0):
     from accelerate.utils import InitProcessGroupKwargs
 
     patience = datetime.timedelta(seconds=float(os.environ.get("RLHF_LAB_TIMEOUT_S") or timeout_s))
-    on_cpu = not torch.cuda.is_available()
+    on_cpu = named() == "cpu"  # also where there is a card: models are on the CPU then
     backend = {"backend": "gloo"} if on_cpu else {}
     accelerator = Accelerator(cpu=on_cpu, kwargs_handlers=[InitProcessGroupKwargs(timeout=patience, **backend)])
     atexit.register(_leave)

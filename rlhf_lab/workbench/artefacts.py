@@ -218,7 +218,7 @@ def reward_model_report(
     pairs = [(row["prompt"], *_best_and_worst(row)) for row in held_out]
     prompts, best, worst, ended = (list(column) for column in zip(*pairs, strict=True))
     ours = [
-        score_replies(scorer, tokenizer, prompts, side, finished=ends, max_length=cfg.max_length).numpy()
+        score_replies(scorer, tokenizer, prompts, side, finished=ends, max_length=cfg.max_length).cpu().numpy()
         for side, ends in zip((best, worst), zip(*ended, strict=True), strict=True)
     ]
     results = {"accuracy": after.accuracy} | _by_length(labelled, best, worst)

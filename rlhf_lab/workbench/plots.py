@@ -67,7 +67,7 @@ def token_bars(
         counts = f"{len(tokens)} tokens, {len(rewards)} rewards and {len(kl)} KL values"
         raise LabError(f"token_bars: {counts}; give one of each for every token")
     labels = [_visible(token) for token in tokens]
-    rewards, kl = np.asarray(rewards, dtype=float), np.asarray(kl, dtype=float)
+    rewards, kl = (np.asarray([float(value) for value in values]) for values in (rewards, kl))
     limit = _cut(rewards)
     shown = rewards if limit is None else np.clip(rewards, -limit, limit)
     rows = -(-len(tokens) // per_row)

@@ -71,6 +71,13 @@ def test_a_device_that_is_not_there(name, llama_dir, monkeypatch):
         load_policy(llama_dir)
 
 
+def test_one_card_is_chosen_outside(llama_dir, monkeypatch):
+    """transformers' trainers take every card that they see, and no other than the first by its number."""
+    monkeypatch.setenv(VARIABLE, "meta:1")
+    with pytest.raises(LabError, match="^RLHF_LAB_DEVICE=meta:1: choose one card by CUDA_VISIBLE_DEVICES=0 and"):
+        load_policy(llama_dir)
+
+
 def test_generation_defaults_do_not_leak(llama_dir, tmp_path):
     shutil.copytree(llama_dir, tmp_path, dirs_exist_ok=True)
     GenerationConfig(top_k=3, temperature=0.2, do_sample=True, eos_token_id=EOS).save_pretrained(tmp_path)

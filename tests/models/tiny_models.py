@@ -57,6 +57,8 @@ def build_config(architecture: str, **changes):
     return kinds[architecture](**(SIZES | WIDTHS | dropout | heads | TOKENS | changes))
 
 
+OWN_WAY = ("gpt2", "gpt_neox", "bloom", "gemma", "gemma2", "gemma3")
+"""Go through their own forward; models like Llama have a shorter way."""
 ENCODERS = ("bert", "roberta", "distilbert")
 
 

@@ -284,6 +284,9 @@ def test_plan_says_that_it_extrapolates_and_what_does_not_fit(planned):
     assert "EXTRAPOLATES beyond what was measured: ppo: replies 4,096 (checked 8 to 128)" in out
     assert out.count("WARNING") == 3
     assert "replies of 40 (the longest" in out
+    assert planned().count("and so not compared: sft, reward_model\n") == 1
+    for words, changes in ((("-p", "ppo.critic=shared"), {}), ((), {"precision": "bf16"})):
+        assert "and so not compared: sft, reward_model, ppo\n" in planned(*words, **changes)
 
 
 def test_plan_of_every_stage_that_trains(repo, monkeypatch, capsys):
@@ -292,7 +295,7 @@ def test_plan_of_every_stage_that_trains(repo, monkeypatch, capsys):
     out = capsys.readouterr().out
     assert re.search(r"pretrain +16,384 ", out)  # 4 steps of 4,096
     assert "EXTRAPOLATES beyond what was measured: pretrain: width 32" in out
-    assert "was not compared with measurements: pretrain, sft, reward_model" in out
+    assert "and so not compared: pretrain, sft, reward_model\n" in out
 
 
 def test_plan_of_data_of_ones_own(repo, tmp_path, monkeypatch, capsys):
@@ -329,6 +332,9 @@ def test_the_benchmark_measures_the_range_that_is_called_checked(repo):
     spec = importlib.util.spec_from_file_location("growth", repo / "benchmarks" / "growth.py")
     growth = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(growth)
-    measured = {axis.replace("reply", "reply tokens"): (min(v), max(v)) for axis, v in growth.AXES.items()}
-    assert measured == CHECKED
+    cases = [point.case for point in growth.points(few=False)]
+    fields = {name: name.removesuffix(" tokens") for name in CHECKED}
+    for name, field in fields.items():
+        values = [getattr(case, field) for case in cases]
+        assert CHECKED[name] == (min(values), max(values)), name
     assert not {point.case for point in growth.points(few=False)} & set(probe.TIMES)

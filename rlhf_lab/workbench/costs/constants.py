@@ -16,7 +16,9 @@ from rlhf_lab.workbench.writing import make_folder, write_json
 
 CHECKED: dict[str, tuple[float, float]] = {
     "replies": (8, 128),
+    "prompt tokens": (16, 64),
     "reply tokens": (16, 128),
+    "layers": (2, 6),
     "width": (64, 768),
     "vocabulary": (130, 50257),
 }

@@ -104,7 +104,9 @@ def _remarks(stages: dict[str, Cost]) -> list[str]:
     lines = [f"assumed, {stage}: {cost.assumed}" for stage, cost in stages.items()]
     lines.append("'besides' is not all there at once: the peak is what each role keeps and the worst moment's")
     if others := [stage for stage, cost in stages.items() if not cost.compared]:
-        lines.append(f"by what PPO updates take, which was not compared with measurements: {', '.join(others)}")
+        lines.append(
+            f"compared with PPO in fp32 with four whole models alone, and so not compared: {', '.join(others)}"
+        )
     return lines
 
 

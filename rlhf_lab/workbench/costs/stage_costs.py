@@ -38,7 +38,7 @@ class Cost(NamedTuple):
     memory: Memory
     assumed: str
     beyond: list[str]
-    compared: bool  # with measurements, as those of PPO updates were
+    compared: bool  # with measurements, as PPO updates of four whole models in fp32 were
     leaves: Model
 
 
@@ -69,15 +69,17 @@ def _ppo(cfg: PPOStage, asked: Asked) -> Cost:
         score=phases.score.times(cfg.updates + share),
         train=phases.train.times(cfg.updates),
     )
-    sizes = {"replies": replies, "reply tokens": cfg.max_new_tokens}
+    sizes = {"replies": replies, "prompt tokens": long.prompt, "reply tokens": cfg.max_new_tokens}
+    plain = [role.name for role in roles] == ["policy", "reference", "critic", "reward"] and cfg.critic != "shared"
     return _cost(
         asked,
         tokens=cfg.updates * replies * (long.prompt + long.reply),
         works=whole._asdict(),
         memory=Memory(asked.constants.libraries, kept(roles), transient(roles, update, asked.constants.bytes)),
         assumed=long.told,
-        sizes=sizes | {"width": roles[0].shape.width, "vocabulary": roles[0].shape.outputs},
+        sizes=sizes | _sizes(roles[0].shape),
         leaves=model._replace(adapter=cfg.lora is not None),
+        compared=plain and not cfg.ptx_coef and asked.constants.precision == "fp32",
     )
 
 
@@ -133,7 +135,7 @@ def _sft(cfg: SFTStage, asked: Asked) -> Cost:
         works={"train": work.times(steps), "rollout": _sampled(shape, 2 * cfg.eval_prompts, long)},
         memory=_learning(asked, roles, cfg.batch_size, length),
         assumed=f"{cfg.n_demonstrations} demonstrations of {told}",
-        sizes={"width": shape.width, "vocabulary": shape.outputs},
+        sizes=_sizes(shape),
         leaves=model._replace(adapter=size > 0),
     )
 
@@ -167,7 +169,7 @@ def _reward_model(cfg: RewardModelStage, asked: Asked) -> Cost:
         works=works,
         memory=_learning(asked, roles, rows, length),
         assumed=f"{cfg.n_prompts} prompts with {replies} replies, texts of {told}",
-        sizes={"width": shape.width},
+        sizes={"width": shape.width, "layers": shape.layers},
         leaves=model._replace(members=cfg.members, adapter=size > 0),
     )
 
@@ -210,7 +212,7 @@ def _pretrain(cfg: PretrainStage, asked: Asked) -> Cost:
         works={"train": work.times(cfg.steps)},
         memory=_learning(asked, roles, rows, length),
         assumed=f"{told}; without its measuring",
-        sizes={"width": shape.width, "vocabulary": shape.outputs},
+        sizes=_sizes(shape),
         leaves=Model(config, tokenizer),
     )
 
@@ -244,9 +246,15 @@ def _learning(asked: Asked, roles: list[Role], rows: float, length: float) -> Me
     return Memory(asked.constants.libraries, kept(roles), transient(learns, update, asked.constants.bytes))
 
 
-def _cost(asked: Asked, *, works: Mapping[str, Work], sizes: Mapping[str, float], **known) -> Cost:
+def _sizes(shape: Shape) -> dict[str, float]:
+    """What of a language model `CHECKED` has a range of."""
+    return {"width": shape.width, "layers": shape.layers, "vocabulary": shape.outputs}
+
+
+def _cost(
+    asked: Asked, *, works: Mapping[str, Work], sizes: Mapping[str, float], compared: bool = False, **known
+) -> Cost:
     every = Work().plus(*works.values())
     seconds = sum(asked.constants.time(phase, work) for phase, work in works.items())
-    return Cost(
-        flops=every.flops + every.attention, seconds=seconds, beyond=beyond(sizes), compared="score" in works, **known
-    )
+    flops = every.flops + every.attention
+    return Cost(flops=flops, seconds=seconds, beyond=beyond(sizes), compared=compared, **known)
