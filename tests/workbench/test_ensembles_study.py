@@ -184,6 +184,12 @@ def test_differences_to_the_single_model_are_paired_and_hold_all_at_once():
     oracle = stats.ttest_1samp([0.2, 0.6, 0.4, 0.4], 0).confidence_interval(1 - 0.05 / 4)
     assert table.loc[("0.25", "worst"), "gold, best of n"] == f"0.40 [{oracle.low:.2f}, {oracle.high:.2f}]"
     assert table.loc[("0.25", "worst"), "gold, PPO's end"] == f"-0.40 [{-oracle.high:.2f}, {-oracle.low:.2f}]"
+    oracle = stats.ttest_1samp([0.2, 0.4, 0.6, -0.2], 0).confidence_interval(1 - 0.05 / 2)
+    table = kept.comparison_table(units, "mean")
+    assert len(table) == 2
+    assert table.loc[("0.25", "worst"), "gold, best of n"] == f"0.25 [{oracle.low:.2f}, {oracle.high:.2f}]"
+    oracle = stats.ttest_1samp([0.1, 0.3, 0.2, 0.2], 0).confidence_interval(1 - 0.05 / 2)  # twice the gain, less once
+    assert kept.noise_table(units).loc["worst", "gold, best of n"] == f"0.20 [{oracle.low:.2f}, {oracle.high:.2f}]"
     n, gold = kept.along_n(units, "flip_0_single")
     assert n == [1, 2, 16] and gold.tolist() == [[0.0] * 3, [1.0] * 3, [2.0] * 3, [3.0] * 3]
     distance, gold = kept.along_ppo(units["flip_0_single"][3])

@@ -57,24 +57,58 @@ def table(units: Units) -> pd.DataFrame:
     return pd.DataFrame.from_dict(rows, orient="index").rename_axis(["flipped", "combination"])
 
 
-def comparison_table(units: Units) -> pd.DataFrame:
-    """Each ensemble less the single model, seed by seed; the intervals of a column hold all at once (Bonferroni).
+def comparison_table(units: Units, than: str = "single") -> pd.DataFrame:
+    """Each ensemble less the single model, or less the `mean`, seed by seed.
 
-    At PPO's end the two have not gone equally far; what is compared on the way and as far says `at_equal_kl`.
+    The intervals of a column hold all at once (Bonferroni). At PPO's end the two have not gone equally far; what is
+    compared on the way and as far says `at_equal_kl`.
     """
     pairs = {
-        (flip, how): (unit, combined["single"])
+        (flip, how): (unit, combined[than])
         for flip, combined in levels(units).items()
         for how, unit in combined.items()
-        if how != "single" and "single" in combined
+        if how not in ("single", than) and than in combined
     }
     rows = less_rows(units, pairs, COMPARED)
-    for key, (unit, single) in pairs.items():
-        seeds = [seed for seed in units[unit] if seed in units[single]]
-        gaps = [at_equal_kl(units[unit][seed], units[single][seed]) for seed in seeds]
+    for key, ends in pairs.items():
+        gaps = _equal_kl_gaps(units, *ends).values()
         rows[key] |= {name: gaps_text([gap[i] for gap in gaps], len(pairs)) for i, name in enumerate(AT_EQUAL_KL)}
-    index = pd.MultiIndex.from_tuples(rows, names=["flipped", "less the single model"])
+    names = ["flipped", "less the single model" if than == "single" else f"less the {than}"]
+    index = pd.MultiIndex.from_tuples(rows, names=names)
     return pd.DataFrame(list(rows.values()), index=index, columns=[*COMPARED.values(), *AT_EQUAL_KL])
+
+
+def noise_table(units: Units) -> pd.DataFrame:
+    """An ensemble's gain over the single model at the largest share of flips less that at the smallest, seed by seed.
+
+    The intervals of a column hold all at once.
+    """
+    at = levels(units)
+    clean, noisy = (at[end(at)] for end in (min, max)) if len(at) > 1 else ({}, {})
+    hows = [how for how in noisy if how != "single" and how in clean and "single" in noisy and "single" in clean]
+    rows = {}
+    for how in hows:
+        without, flipped = (_all_gaps(units, level[how], level["single"]) for level in (clean, noisy))
+        seeds = [seed for seed in without if seed in flipped]
+        rows[how] = {
+            name: gaps_text([flipped[seed][name] - without[seed][name] for seed in seeds], len(hows))
+            for name in (*COMPARED.values(), *AT_EQUAL_KL)
+        }
+    return pd.DataFrame.from_dict(rows, orient="index").rename_axis("flipped less clean: gain over the single model")
+
+
+def _all_gaps(units: Units, unit: str, other: str) -> dict[int, dict[str, float]]:
+    """Seed -> all that is compared of two units."""
+    return {
+        seed: {label: units[unit][seed][name] - units[other][seed][name] for name, label in COMPARED.items()}
+        | dict(zip(AT_EQUAL_KL, gaps, strict=True))
+        for seed, gaps in _equal_kl_gaps(units, unit, other).items()
+    }
+
+
+def _equal_kl_gaps(units: Units, unit: str, other: str) -> dict[int, tuple[float, float]]:
+    both = [seed for seed in units[unit] if seed in units[other]]
+    return {seed: at_equal_kl(units[unit][seed], units[other][seed]) for seed in both}
 
 
 def at_equal_kl(figures: Figures, other: Figures) -> tuple[float, float]:
@@ -102,7 +136,10 @@ def results(units: Units) -> Figures:
 def tables(file: str | Path) -> str:
     """All tables of a file of results, for the terminal."""
     found = recorded(file)
-    return "\n\n".join(shown(found.units).to_string() for shown in (table, comparison_table)) if found else ""
+    if not found:
+        return ""
+    shown = table(found.units), comparison_table(found.units), comparison_table(found.units, "mean")
+    return "\n\n".join(one.to_string() for one in (*shown, noise_table(found.units)) if len(one))
 
 
 @styled

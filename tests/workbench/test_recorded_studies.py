@@ -1,0 +1,162 @@
+"""What docs/studies.md says of the recorded studies, computed from their lines by scipy, and said in the notebooks."""
+
+import json
+import re
+
+import numpy as np
+import pytest
+from scipy import stats
+
+SEEDS = [110, 120, 130, 140, 150]
+
+
+class Study:
+    """The figures of a study: unit -> one row of figures for each of the five seeds, all of one code."""
+
+    def __init__(self, repo, name: str):
+        text = (repo / "experiments" / "reference" / f"{name}.jsonl").read_text()
+        lines = [json.loads(line) for line in text.splitlines()]
+        assert len({(line["code"], line["commit"], line["common"]) for line in lines}) == 1
+        assert "dirty" not in lines[0]["commit"]
+        self.units: dict[str, dict[int, dict[str, float]]] = {}
+        for line in lines:
+            self.units.setdefault(line["unit"], {})[line["seed"]] = line["figures"]
+        assert all(sorted(found) == SEEDS for found in self.units.values())
+
+    def of(self, unit: str, figure: str) -> np.ndarray:
+        return np.array([self.units[unit][seed][figure] for seed in SEEDS])
+
+    def curve(self, unit: str, figure: str) -> np.ndarray:
+        """(seeds, places)"""
+        names = [name for name in self.units[unit][SEEDS[0]] if re.fullmatch(rf"{figure}_at_\d+", name)]
+        names.sort(key=lambda name: int(name.rpartition("_")[2]))
+        return np.stack([self.of(unit, name) for name in names], axis=1)
+
+
+def interval(values: np.ndarray, at_once: int = 1) -> tuple[float, float]:
+    """Of the mean of values, one for each seed, at level 1 - 0.05 / at_once."""
+    return stats.t.interval(1 - 0.05 / at_once, len(values) - 1, values.mean(), stats.sem(values))
+
+
+def unshown(values: np.ndarray, at_once: int) -> bool:
+    """Whether the interval holds 0."""
+    low, high = interval(values, at_once)
+    return low < 0 < high
+
+
+def said(values: np.ndarray, at_once: int = 1, digits: int = 2, *, share: bool = False) -> str:
+    """Mean and interval, as they are written. share: without the zero before the point."""
+    mean, low, high = (f"{value:.{digits}f}" for value in (values.mean(), *interval(values, at_once)))
+    text = f"{mean} [{low}, {high}]"
+    return re.sub(r"\b0\.", ".", text) if share else text
+
+
+def mean(values: np.ndarray, *, share: bool = False) -> str:
+    return re.sub(r"\b0\.", ".", f"{values.mean():.2f}") if share else f"{values.mean():.2f}"
+
+
+@pytest.fixture(scope="module")
+def page(repo) -> dict[str, str]:
+    """Heading -> what stands below it, in one line."""
+    parts = re.split(r"^## (.+)$", (repo / "docs" / "studies.md").read_text(), flags=re.M)
+    return {heading: " ".join(text.split()) for heading, text in zip(parts[1::2], parts[2::2], strict=True)}
+
+
+def test_each_notebook_says_what_the_page_says(repo, page):
+    assert len(page) == 7
+    for text in page.values():
+        (name,) = re.findall(r"`notebooks/(\w+)\.ipynb`", text)
+        cells = json.loads((repo / "notebooks" / f"{name}.ipynb").read_text())["cells"]
+        (told,) = [cell for cell in cells if "".join(cell["source"]).startswith("**What was found**")]
+        answer = " ".join("".join(told["source"]).split()).partition(" (seeds 110, 120, 130, 140 and 150). ")[2]
+        assert answer and answer in text, name
+
+
+def holds(text: str, *numbers: str) -> None:
+    assert [number for number in numbers if number not in text] == []
+
+
+def test_over_optimisation(repo, page):
+    text, found = page["Over-optimisation"], Study(repo, "overoptimisation")
+    few, many = (found.of(f"default/bon_{n}", "peak_distance") for n in (30, 1000))
+    holds(text, f"{mean(few)} with 30 comparisons", f"{mean(many)} with 1,000", said(many - few, 6))
+    holds(text, *(said(found.of(f"default/bon_{n}", "final_gain")) for n in (30, 1000)))
+    ways = [f"default/ppo_{n}" for n in (30, 125, 1000)]
+    falls = [found.of(unit, "final_less_peak") for unit in ways]
+    holds(text, f"{sum((fall < 0).sum() for fall in falls)} of 15 runs")
+    assert (falls[-1] < 0).any()
+    ends = [found.of(unit, "final_kl").mean() for unit in ways]
+    holds(text, f"{min(ends):.0f} to {max(ends):.0f} nats")
+    assert all((np.diff(found.curve(f"default/bon_{n}", "score")) > 0).all() for n in (30, 125, 500, 1000))
+    wrong = [f"misspecified/{way}_{n}" for way in ("bon", "ppo") for n in (30, 1000)]
+    holds(text, f"{sum((found.of(unit, 'final_gain') < 0).sum() for unit in wrong)} of 20 runs")
+    holds(text, *(f"{mean(found.of(unit, 'final_gain'))} with" for unit in wrong[:2]))
+    assert (np.diff(found.curve("near_linear/bon_1000", "gold")) > 0).all()
+    holds(text, said(found.of("near_linear/ppo_1000", "final_gain")))
+
+
+def test_the_two_forms(repo, page):
+    """Least squares by numpy of each seed's curve. The differences of a unit's R squared hold at once for all 15."""
+    found, fits = Study(repo, "overoptimisation"), []
+
+    def r_squared(d, gold, bend) -> float:
+        d, gold = d[d > 0], gold[d > 0]
+        columns = np.stack([d, d * bend(d)], axis=1)
+        left = gold - columns @ np.linalg.lstsq(columns, gold, rcond=None)[0]
+        return 1 - (left**2).sum() / ((gold - gold.mean()) ** 2).sum()
+
+    for unit in found.units:
+        distance, gold = np.sqrt(found.curve(unit, "kl").clip(min=0)), found.curve(unit, "gold")
+        both = [[r_squared(d, g, bend) for d, g in zip(distance, gold, strict=True)] for bend in (np.array, np.log)]
+        assert unshown(np.subtract(*both), 15), unit
+        fits += [r_squared(distance.mean(0), gold.mean(0), bend) for bend in (np.array, np.log)]
+    holds(page["Over-optimisation"], f"{min(fits):.2f} to {max(fits):.2f}".removeprefix("0"))
+
+
+def slope(rows: list[np.ndarray]) -> np.ndarray:
+    """The slope of each seed along places 0, 1, 2."""
+    return (rows[2] - rows[0]) / 2
+
+
+def test_reward_models(repo, page):
+    text, found = page["Reward models"], Study(repo, "reward-models")
+    accuracy = lambda unit: found.of(unit, "accuracy_gold")
+    holds(text, f"from {mean(accuracy('data_30'), share=True)} to {mean(accuracy('data_960'), share=True)}")
+    holds(text, f"from {mean(found.of('data_30', 'gain'))} to {mean(found.of('data_960', 'gain'))}")
+    for half in ((30, 60, 120), (240, 480, 960)):
+        for figure in ("accuracy", "accuracy_gold", "gain"):
+            assert unshown(slope([found.of(f"data_{n}", figure) for n in half]), 3)
+    for figure in ("accuracy", "accuracy_gold", "gain"):
+        assert unshown(found.of("trunk_large", figure) - found.of("trunk_medium", figure), 3)
+        for loss in ("pairwise", "plackett_luce", "best_of_k"):
+            assert unshown(found.of(f"equal_replies_{loss}", figure) - found.of("data_480", figure), 6)
+    share = {"digits": 3, "share": True}
+    holds(text, said(found.of("trunk_medium", "accuracy") - found.of("trunk_small", "accuracy"), 3, **share))
+    holds(text, said(-slope([accuracy(unit) for unit in ("data_480", "flip_0.1", "flip_0.2")]), 2, **share))
+    holds(text, said(found.of("flip_0.4", "gain")))
+    holds(text, said(accuracy("data_480") - accuracy("equal_pairs_best_of_k"), 6, **share))
+    holds(text, *(said(found.of(unit, "slope"), share=True) for unit in ("epochs_4", "data_480")))
+
+
+def test_length_bias(repo, page):
+    text, found = page["Length bias"], Study(repo, "length-bias")
+    grown = {unit: found.of(unit, "words") - found.of(unit, "words_sft") for unit in found.units}
+    holds(text, f"{grown['likes_length_none'].mean():.1f} words longer")
+    low, high = interval(grown["likes_length_none"], 14)  # twelve units, and two labelers less the fair ones
+    holds(text, f"longer [{low:.1f}, {high:.1f}]")
+    low, high = interval(-grown["fair_none"], 14)
+    holds(text, f"{-grown['fair_none'].mean():.1f} shorter [{low:.1f}, {high:.1f}]")
+    of = lambda figure, unit="likes_length_none": found.of(unit, figure)
+    holds(text, said(of("score_gain") - of("score_within")), said(of("score_gain")), said(of("gold_gain")))
+    less = lambda unit, who: of("gold_gain", f"{who}_{unit}") - of("gold_gain", f"{who}_none")
+    remedies = len(found.units) - 3
+    for unit, who in (("penalty", "likes_length"), ("balanced", "likes_length")):
+        holds(text, said(less(unit, who), remedies))
+    holds(text, *(said(less(unit, "misspecified"), remedies) for unit in ("penalty", "balanced")))
+    for unit, who in (("fewer", "likes_length"), ("fewer", "misspecified"), ("like_length", "likes_length")):
+        assert unshown(less(unit, who), remedies)
+    assert unshown(less("omit", "likes_length"), remedies)
+    biased = [unit for unit in found.units if not unit.startswith("fair")]
+    raw = np.mean([of("win", unit) - of("win_fair", unit) for unit in biased], axis=0)
+    left = np.mean([of("win_controlled", unit) - of("win_fair_controlled", unit) for unit in biased], axis=0)
+    holds(text, f"within {left.mean():.2f}".replace("0.", "."), said(raw, len(biased) + 1, share=True))
