@@ -200,8 +200,13 @@ class Problems:
         reasons: dict[str, list[Place]] = {}
         for place, what in self._found:
             reasons.setdefault(what, []).append(place)
-        told = "; ".join(f"{what} ({len(places)}, first at {places[0]})" for what, places in reasons.items())
+        told = "; ".join(f"{what} ({_named(places)})" for what, places in reasons.items())
         return f"dropped {len(self)} of {read} rows: {told}"
+
+
+def _named(places: list[Place]) -> str:
+    first = f"{len(places)}, first at {places[0]}"
+    return first if len(places) == 1 else f"{first}, then {_numbers(places[1:], places[0].file)}"
 
 
 def _numbers(places: list[Place], file: str) -> str:

@@ -58,6 +58,7 @@ from rlhf_lab.training.reward_model import (
 from rlhf_lab.training.rollouts import rollout
 from rlhf_lab.training.sft import SFTConfig, quiet, sft_trainer
 from rlhf_lab.workbench import artefacts, roles
+from rlhf_lab.workbench.exporting import export
 
 KINDS = ("bytes", "unigram", "wordpiece")
 NEVER = -1  # an EOS id that no token has
@@ -316,6 +317,24 @@ def test_a_reward_model_learns_is_saved_and_scores_alike(case, tmp_path):
     plain = plain_scores(tmp_path / "rm", [prompt + reply for prompt, reply in pairs])
     assert wanted == close([score - 0.25 for score in plain])
     assert len({round(score, 3) for score in wanted}) == 4
+
+
+@pytest.mark.parametrize("case", ENCODERS, ids=ids_of)
+def test_the_card_of_an_exported_encoder_gives_the_labs_score(case, tmp_path, monkeypatch):
+    folder = save_model(
+        tmp_path / "start", case, transformers.AutoModelForSequenceClassification, num_labels=1, initializer_range=0.2
+    )
+    scorer, tokenizer = load_scorer(folder), load_tokenizer(folder)
+    scorer.shift, scorer.gain = 0.75, 2.5
+    scorer.save(tmp_path / "model", tokenizer)
+    export(str(tmp_path / "model"), tmp_path / "out")
+    monkeypatch.chdir(tmp_path)
+    card = (tmp_path / "out" / "README.md").read_text()
+    code, found = card.partition("```python\n")[2].partition("```")[0], {}
+    exec(code.replace('prompt = "..."', f"prompt = {PROMPTS[0]!r}").replace('reply = "..."', 'reply = " red ."'), found)
+    assert "rlhf_lab" not in code
+    (ours,) = score_replies(scorer, tokenizer, PROMPTS[:1], [" red ."], finished=[True]).tolist()
+    assert found["score"].item() == pytest.approx(ours, rel=1e-4)
 
 
 @pytest.mark.parametrize("case", ENCODERS, ids=ids_of)
