@@ -9,8 +9,6 @@ of this process, and to read every weight and the cache once a token, at the rat
 
 import argparse
 import json
-import os
-import platform
 import statistics
 import sys
 import tempfile
@@ -20,12 +18,13 @@ from pathlib import Path
 import shapes
 import torch
 import transformers
-from ppo_update import HERE, commit, cpu
+from ppo_update import HERE, commit
 from side import matrix_rate
 
 from rlhf_lab.data import encode_prompt, left_pad
 from rlhf_lab.models import generate, load_policy, load_tokenizer
 from rlhf_lab.sandbox.world import World
+from rlhf_lab.workbench.run_directory import hardware
 
 
 def main() -> None:
@@ -92,7 +91,7 @@ def measured(name: str, policy, ids, mask, longest: int, eos: int, *, runs: int)
         **bound(policy, ids, float(lengths.mean()), statistics.median(found["lab"])),
         "runs": runs,
         "threads": torch.get_num_threads(),
-        "machine": f"{platform.machine()}, {os.cpu_count()} cores, {cpu()}",
+        "machine": hardware(),
         "torch": torch.__version__,
         "transformers": transformers.__version__,
         "commit": commit(),

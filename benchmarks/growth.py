@@ -12,7 +12,6 @@ resident memory. The constants of the prediction are measured anew at the start,
 import argparse
 import json
 import math
-import platform
 import subprocess
 import sys
 from pathlib import Path
@@ -30,6 +29,7 @@ from rlhf_lab.workbench.costs.probe import measure_constants
 from rlhf_lab.workbench.costs.weighing import TEXTS
 from rlhf_lab.workbench.costs.work import update_work
 from rlhf_lab.workbench.memory import peak_memory
+from rlhf_lab.workbench.run_directory import processor
 from rlhf_lab.workbench.style import BLUE, INK, ORANGE, empty_figure, styled
 
 RESULTS = Path(__file__).resolve().parent / "results"
@@ -196,15 +196,6 @@ def figure(lines: list[dict]):
     base = ", ".join(f"{name} {value}" for name, value in BASE._asdict().items() if name in (*AXES, "layers", "prompt"))
     fig.suptitle(f"A PPO update as one size grows, from {base}", color=INK)
     return fig
-
-
-def processor() -> str:
-    """Its name, as Linux tells it."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-        return next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
-    except (OSError, StopIteration):
-        return platform.processor() or platform.machine()
 
 
 if __name__ == "__main__":

@@ -14,7 +14,6 @@ process warms up and is not counted. One JSON line a comparison is appended to b
 import argparse
 import json
 import os
-import platform
 import statistics
 import subprocess
 import sys
@@ -26,6 +25,8 @@ from typing import NamedTuple
 import shapes
 import torch
 import transformers
+
+from rlhf_lab.workbench.run_directory import hardware
 
 HERE = Path(__file__).resolve().parent
 VERSIONS = ["trl==1.12.0", "transformers==5.23.0", "torch==2.13.0", "peft==0.21.2"]
@@ -158,7 +159,7 @@ def summary(found: dict[str, list[dict]], asked) -> dict:
         "seconds": seconds,
         "runs": asked.runs,
         "updates": asked.updates - 1,
-        "machine": f"{platform.machine()}, {os.cpu_count()} cores, {cpu()}",
+        "machine": hardware(),
         "torch": torch.__version__,
         "transformers": transformers.__version__,
         "commit": commit(),
@@ -169,12 +170,6 @@ def commit() -> str:
     """The commit that is checked out, and whether files differ from it."""
     command = ["git", "describe", "--always", "--abbrev=40", "--dirty", "--match", "no-tag"]
     return subprocess.run(command, cwd=HERE, capture_output=True, text=True).stdout.strip()
-
-
-def cpu() -> str:
-    """The processor's name."""
-    lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []
-    return next((line.split(": ")[1] for line in lines if line.startswith("model name")), platform.processor())
 
 
 def check(folder: Path, asked, pythons: dict[str, str]) -> None:

@@ -4,8 +4,6 @@ A line is appended when a run has ended well and never changed. What a README sa
 """
 
 import json
-import os
-import platform
 from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
@@ -17,6 +15,7 @@ from rlhf_lab.errors import LabError
 from rlhf_lab.workbench.experiments.record import ExperimentRecord, StageRecord
 from rlhf_lab.workbench.intervals import mean_interval
 from rlhf_lab.workbench.records import read_jsonl
+from rlhf_lab.workbench.run_directory import hardware
 from rlhf_lab.workbench.writing import append_line, make_folder
 
 _STUDIES = "rlhf_lab.workbench.studies"
@@ -51,7 +50,7 @@ def _line(experiment: ExperimentRecord, seed: Any, stages: list[StageRecord]) ->
         "experiment": experiment.experiment,
         "command": experiment.command,
         "commit": experiment.commit,
-        "hardware": f"{platform.machine()}, {os.cpu_count()} cores",
+        "hardware": hardware(),
         "seconds": round(seconds or experiment.seconds, 1),
         "results": {stage.stage or stage.name: stage.results for stage in stages},
     }

@@ -133,6 +133,21 @@ def git_state(package: Path = Path(__file__).parents[1]) -> dict[str, Any] | Non
     return {"commit": commit, "dirty": bool(_git_line(tree, "status", "--porcelain", "--", _ALL_BUT_RESULTS))}
 
 
+def hardware() -> str:
+    """What computes: the processor, its cores, and the device where that is another."""
+    what = [platform.machine(), f"{os.cpu_count()} cores", processor(), os.environ.get("RLHF_LAB_DEVICE", "")]
+    return ", ".join(part for part in what if part)
+
+
+def processor() -> str:
+    """The processor's name, as Linux tells it, else what Python knows."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+        return next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
+    except (OSError, StopIteration):
+        return platform.processor()
+
+
 def _git_line(tree: Path, *words: str) -> str | None:
     try:
         done = subprocess.run(["git", *words], cwd=tree, capture_output=True, text=True, timeout=20, check=True)

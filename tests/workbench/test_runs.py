@@ -4,6 +4,7 @@ import json
 import math
 import multiprocessing
 import os
+import platform
 import signal
 import socket
 import subprocess
@@ -22,7 +23,7 @@ from rlhf_lab.config import Config
 from rlhf_lab.errors import LabError
 from rlhf_lab.workbench import runs, session
 from rlhf_lab.workbench.records import mark_ended, mark_queued, one_line
-from rlhf_lab.workbench.run_directory import claim, git_state
+from rlhf_lab.workbench.run_directory import claim, git_state, hardware
 from rlhf_lab.workbench.runs import Run, Status, latest_run, read_metrics, read_samples, read_status
 from rlhf_lab.workbench.writing import write_json
 
@@ -178,6 +179,13 @@ def test_of_several_processes_one_gets_the_directory(tmp_path):
         worker.join()
     assert won == list(range(40))
     assert wins.empty()
+
+
+def test_hardware_names_processor_cores_and_another_device(monkeypatch):
+    told = hardware()
+    assert f", {os.cpu_count()} cores" in told and told.startswith(platform.machine())
+    monkeypatch.setenv("RLHF_LAB_DEVICE", "cuda")
+    assert hardware() == f"{told}, cuda"
 
 
 def test_git_state_is_of_the_packages_tree_else_of_ours(tmp_path, monkeypatch):

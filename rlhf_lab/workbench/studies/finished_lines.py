@@ -3,7 +3,6 @@
 import hashlib
 import json
 import os
-import platform
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -11,7 +10,7 @@ from typing import Any
 from rlhf_lab.workbench.artefacts import experiment_file
 from rlhf_lab.workbench.experiments.files import read_yaml
 from rlhf_lab.workbench.records import read_jsonl
-from rlhf_lab.workbench.run_directory import git_state
+from rlhf_lab.workbench.run_directory import git_state, hardware
 from rlhf_lab.workbench.runs import Run
 from rlhf_lab.workbench.studies.code_of import code_of
 from rlhf_lab.workbench.writing import append_line, make_folder, user_path
@@ -81,7 +80,7 @@ class FinishedLines:
         made = {
             "commit": git.get("commit", "") + "-dirty" * bool(git.get("dirty")),
             "command": os.environ.get("RLHF_LAB_COMMAND", "in a notebook"),
-            "hardware": f"{platform.machine()}, {os.cpu_count()} cores",
+            "hardware": hardware(),
         }
         make_folder(self.file.parent)
         append_line(self.file, {**key, "code": self.code, **made, **contents})
