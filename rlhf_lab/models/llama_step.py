@@ -23,8 +23,9 @@ def qualifies(model, cache) -> bool:
         return False
     if cache is None or any(type(layer) is not RoomyLayer for layer in cache.layers):
         return False
-    if "dynamic" in model.model.rotary_emb.rope_type or model.config._attn_implementation not in _SDPA:
-        return False
+    rope = model.model.rotary_emb.rope_type
+    if "dynamic" in rope or rope == "longrope" or model.config._attn_implementation not in _SDPA:
+        return False  # these turn by how long the longest row is; one table over all the room would not
     return all(_is_plain(module) for module in model.modules())
 
 

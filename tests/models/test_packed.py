@@ -7,21 +7,35 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from torch.nn import functional as F
-from transformers import AutoModelForCausalLM, LlamaForCausalLM
+from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, LlamaForCausalLM
 from transformers.modeling_outputs import CausalLMOutput
 
 from rlhf_lab.maths import logprobs as logprobs_module
 from rlhf_lab.maths import token_entropy, token_logprobs
 from rlhf_lab.models import LoraConfig, Scorer, SharedBase, load_policy, packed, response_logprobs, response_values
-from rlhf_lab.models.hidden import alike, hidden_states, like_length
+from rlhf_lab.models.hidden import alike, hidden_states
 
-from .test_fast_paths import LIKE_LLAMA, tiny
-from .tiny_models import CONTEXT, VOCABULARY
+from .test_fast_paths import LIKE_LLAMA, LONGROPE, ROPES, stirred, tiny
+from .tiny_models import CONTEXT, ENCODERS, OWN_WAY, VOCABULARY, build_config
 
 # three rows, padded on the left, on the right and on both sides, and what is asked of them
 MASK = torch.tensor([[0, 0, 0, 1, 1, 1, 1, 1], [1, 1, 1, 1, 1, 1, 0, 0], [0, 1, 1, 1, 1, 1, 1, 0]]).bool()
 WANTED = torch.tensor([[0, 0, 0, 0, 0, 1, 1, 1], [0, 1, 0, 0, 0, 1, 0, 0], [0, 0, 0, 0, 1, 0, 1, 0]]).bool()
 IDS = torch.randint(3, VOCABULARY, MASK.shape, generator=torch.Generator().manual_seed(3))
+
+# six rows of many lengths: on the left, on the right, on both sides; of the row of one token nothing is asked
+LENGTHS = torch.tensor([11, 3, 12, 5, 1, 4])
+BEGINS = torch.tensor([1, 9, 0, 3, 0, 0])[:, None]
+MANY = (torch.arange(12) >= BEGINS) & (torch.arange(12) < BEGINS + LENGTHS[:, None])
+MANY_WANTED = MANY & (torch.arange(12) >= torch.tensor([9, 10, 5, 4, 12, 1])[:, None]) & (torch.arange(12) != 10)
+MANY_IDS = torch.randint(3, VOCABULARY, MANY.shape, generator=torch.Generator().manual_seed(5))
+
+OTHER_WAYS = {name: {} for name in OWN_WAY} | {
+    "mistral": {"sliding_window": 3},
+    "qwen2": {"use_sliding_window": True, "sliding_window": 3, "max_window_layers": 1},
+    "llama": {"hidden_act": "gelu"},
+}
+"""Architectures that go through their own forward, and what makes a model like Llama do so."""
 
 
 def row_by_row(trunk, ids, mask, wanted):
@@ -30,12 +44,30 @@ def row_by_row(trunk, ids, mask, wanted):
     return torch.cat([trunk(one[real][None], use_cache=False).last_hidden_state[0, w[real]] for one, real, w in rows])
 
 
-def with_gradients(trunk, forward, *read):
-    for weight in trunk.parameters():
+def with_gradients(model, forward, *read):
+    for weight in model.parameters():
         weight.requires_grad_(True).grad = None
-    found = forward(trunk, *read)
+    found = forward(model, *read)
     (found * torch.linspace(-1, 2, found.numel()).view_as(found)).sum().backward()
-    return found.detach(), {name: weight.grad for name, weight in trunk.named_parameters()}
+    return found.detach(), {name: weight.grad for name, weight in model.named_parameters()}
+
+
+def agree(model, here, there, *read):
+    """The same numbers and gradients in two ways."""
+    found, ours = with_gradients(model, here, *read)
+    expected, theirs = with_gradients(model, there, *read)
+    assert torch.allclose(found, expected, atol=1e-5)
+    # that of the keys' bias is 0 but for rounding, which is as large as the largest gradient makes it
+    rounding = 1e-6 * max(gradient.abs().max().item() for gradient in theirs.values() if gradient is not None)
+    for name, gradient in theirs.items():
+        assert (ours[name] is None) == (gradient is None), name
+        if gradient is not None:
+            assert torch.allclose(ours[name], gradient, atol=1e-5 * gradient.abs().max().item() + rounding), name
+
+
+def both_ways(trunk, ids, mask, wanted):
+    """The same states and gradients, here and row by row."""
+    agree(trunk, hidden_states, row_by_row, ids, mask, wanted)
 
 
 @pytest.fixture
@@ -46,22 +78,14 @@ def went(monkeypatch):
     return calls
 
 
-ROPES = {
-    "plain": {"rope_type": "default"},
-    "linear": {"rope_type": "linear", "factor": 2.0},
-    "llama3": {"rope_type": "llama3", "factor": 4.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
-               "original_max_position_embeddings": 16},
-    "yarn": {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 16},
-}  # fmt: skip
-
-
-def both_ways(trunk, ids, mask, wanted):
-    """The same states and gradients, here and row by row."""
-    found, ours = with_gradients(trunk, hidden_states, ids, mask, wanted)
-    expected, theirs = with_gradients(trunk, row_by_row, ids, mask, wanted)
-    assert torch.allclose(found, expected, atol=1e-5)
-    for name, gradient in theirs.items():
-        assert torch.allclose(ours[name], gradient, atol=1e-5 * gradient.abs().max().item() + 1e-7), name
+@pytest.fixture
+def groups(monkeypatch):
+    """The groups that rows are read in, which a difference in length makes however few tokens there are."""
+    cut = []
+    few = lambda lengths, within=0.9: cut.append(alike(lengths, within=within, least=1)) or cut[-1]
+    for module in ("hidden", "packed"):
+        monkeypatch.setattr(f"rlhf_lab.models.{module}.alike", few)
+    return cut
 
 
 @pytest.mark.parametrize("rope", ROPES)
@@ -82,16 +106,76 @@ def test_biases_wide_heads_and_a_single_head_of_keys(changes, went):
 
 
 @pytest.mark.parametrize("architecture", LIKE_LLAMA)
-def test_rows_of_many_lengths_attend_in_groups(architecture, went, monkeypatch):
-    cut = []
-    monkeypatch.setattr(packed, "alike", lambda n, within: cut.append(alike(n, within=within, least=0)) or cut[-1])
-    lengths = torch.tensor([12, 3, 12, 5, 1, 4])
-    mask = torch.arange(12) >= 12 - lengths[:, None]
-    ids = torch.randint(3, VOCABULARY, mask.shape, generator=torch.Generator().manual_seed(5))
-    wanted = mask & (torch.arange(12) >= torch.tensor([9, 10, 5, 9, 12, 11])[:, None])  # nothing in the row of one
-    both_ways(tiny(architecture).base_model, ids, mask, wanted)
-    assert [len(group) for group in cut[0]] == [2, 2, 1, 1]
+def test_rows_of_many_lengths_attend_in_groups(architecture, went, groups):
+    both_ways(tiny(architecture).base_model, MANY_IDS, MANY, MANY_WANTED)
+    assert [len(group) for group in groups[0]] == [2, 2, 1, 1]
     assert went
+
+
+@pytest.mark.parametrize("architecture", OTHER_WAYS)
+def test_a_model_that_reads_padding_reads_rows_of_like_length_together(architecture, went, groups):
+    both_ways(tiny(architecture, **OTHER_WAYS[architecture]).base_model, MANY_IDS, MANY, MANY_WANTED)
+    assert [len(group) for group in groups[0]] == [2, 1, 1, 1, 1]
+    assert not went
+
+
+def pairs(*lengths: tuple[int, int]):
+    """Prompts and replies of so many tokens, as `response_logprobs` takes them."""
+    prompts, replies = torch.tensor(lengths).T[:, :, None]
+    prompt_mask = torch.arange(prompts.max()) >= prompts.max() - prompts
+    reply_mask = torch.arange(replies.max()) < replies
+    generator = torch.Generator().manual_seed(6)
+    prompt_ids, reply_ids = (
+        torch.randint(3, VOCABULARY, mask.shape, generator=generator) for mask in (prompt_mask, reply_mask)
+    )
+    return prompt_ids, prompt_mask, reply_ids, reply_mask
+
+
+PAIRS = pairs((9, 3), (2, 4), (11, 1), (3, 0), (1, 5), (4, 8))  # of 11, 5, 11, 3, 5 and 11 tokens that are read
+
+
+def each_pair(prompt_ids, prompt_mask, reply_ids, reply_mask):
+    """Prompt and reply of every row without padding, and the columns that its reply is read in."""
+    for row in range(len(prompt_ids)):
+        prompt, reply = prompt_ids[row][prompt_mask[row]], reply_ids[row][reply_mask[row]]
+        yield torch.cat([prompt, reply])[None], reply, slice(len(prompt) - 1, len(prompt) + len(reply) - 1)
+
+
+def logprobs_of_each(model, *read):
+    """Log-probabilities and entropies of every reply's tokens, one row at a time by the model's own forward."""
+    found = []
+    for ids, reply, at in each_pair(*read):
+        logp = (model(ids, use_cache=False).logits[0, at] / 0.7).log_softmax(-1)
+        found.append(torch.stack([logp.gather(-1, reply[:, None])[:, 0], -(logp.exp() * logp).sum(-1)]))
+    return torch.cat(found, dim=1)
+
+
+def logprobs_here(model, *read):
+    found = response_logprobs(model, *read, temperature=0.7, with_entropy=True)
+    assert not found.logp[~read[3]].any() and not found.entropy[~read[3]].any()
+    return torch.stack([found.logp[read[3]], found.entropy[read[3]]])
+
+
+@pytest.mark.parametrize("architecture", [*LIKE_LLAMA, *OWN_WAY])
+def test_logprobs_and_entropies_from_several_groups_are_those_of_each_row(architecture, went, groups):
+    agree(tiny(architecture), logprobs_here, logprobs_of_each, *PAIRS)
+    assert [len(group) for group in groups[0]] == [3, 2, 1]
+    assert bool(went) == (architecture in LIKE_LLAMA)
+
+
+def values_of_each(scorer, *read):
+    """Values of every reply's states, one row at a time by the trunk's own forward."""
+    model = scorer.model
+    rows = [model.base_model(ids, use_cache=False).last_hidden_state[0, at] for ids, _, at in each_pair(*read)]
+    return model.score(torch.cat(rows))[:, 0]
+
+
+@pytest.mark.parametrize("architecture", [*LIKE_LLAMA, *OWN_WAY])
+def test_values_from_several_groups_are_those_of_each_row(architecture, went, groups):
+    scorer = Scorer(model_with_head(tiny(architecture)))
+    agree(scorer, lambda *read: response_values(*read)[PAIRS[3]], values_of_each, *PAIRS)
+    assert [len(group) for group in groups[0]] == [3, 2, 1]
+    assert bool(went) == (architecture in LIKE_LLAMA)
 
 
 @pytest.mark.parametrize("architecture", LIKE_LLAMA)
@@ -136,9 +220,7 @@ def test_a_trunk_that_does_more_goes_its_own_way(went, capsys, monkeypatch):
     saving = tiny("llama")
     saving.gradient_checkpointing_enable()
     others = [tiny("gpt2"), tiny("gemma2"), tiny("mistral", sliding_window=3), tiny("llama", hidden_act="gelu")]
-    longest = {"rope_type": "longrope", "rope_theta": 10.0, "short_factor": [1.0] * 4, "long_factor": [2.0] * 4,
-               "original_max_position_embeddings": 4, "factor": 2.0}  # fmt: skip
-    others.append(tiny("llama", rope_parameters=longest))
+    others.append(tiny("llama", rope_parameters=LONGROPE))
     for model in (dropping.train(), patched, watched, layered, normed, steered, headed, qwen, saving, *others[:-1]):
         assert not packed.qualifies(model.base_model)
         model.eval()
@@ -237,26 +319,41 @@ def test_each_role_on_a_shared_base_reads_with_its_own_adapters(llama_dir, batch
         assert torch.allclose(said["critic"][row, : len(reply)], critic.own_head(hidden)[:, 0], atol=1e-4)
 
 
-@pytest.mark.parametrize("architecture", [*LIKE_LLAMA, "gpt2", "gpt_neox", "gemma2"])
-def test_scores_are_those_of_each_row_alone(architecture, went):
-    """At every token and at the last one, whichever way a model goes."""
-    model = tiny(architecture)
-    scorer = Scorer(model_with_head(model))
-    rows = [row[real] for row, real in zip(IDS, MASK, strict=True)]
-    alone = [scorer.model.score(scorer.model.base_model(row[None]).last_hidden_state)[0, :, 0] for row in rows]
-    found = scorer.token_scores(IDS, MASK)
-    some = scorer.token_scores(IDS, MASK, WANTED)
-    assert torch.allclose(found[MASK], torch.cat(alone), atol=1e-5)
-    assert not found[~MASK].any()
-    assert torch.allclose(some[WANTED], found[WANTED], atol=1e-5)
-    assert not some[~WANTED].any()
-    assert torch.allclose(scorer.sequence_scores(IDS, MASK), torch.stack([row[-1] for row in alone]), atol=1e-5)
+@pytest.mark.parametrize("architecture", [*LIKE_LLAMA, *OWN_WAY])
+def test_scores_are_those_of_each_row_alone(architecture, went, groups):
+    """At every token, at some, and at the last one, whichever way a model goes."""
+    scorer = Scorer(model_with_head(tiny(architecture)))
+
+    def alone(scorer, ids, mask):
+        model, rows = scorer.model, [row[real] for row, real in zip(ids, mask, strict=True)]
+        return [model.score(model.base_model(row[None], use_cache=False).last_hidden_state)[0, :, 0] for row in rows]
+
+    everywhere = lambda *read: Scorer.token_scores(*read)[MANY]
+    agree(scorer, everywhere, lambda *read: torch.cat(alone(*read)), MANY_IDS, MANY)
+    last = lambda *read: torch.stack([row[-1] for row in alone(*read)])
+    agree(scorer, Scorer.sequence_scores, last, MANY_IDS, MANY)
+    with torch.no_grad():
+        found, some = scorer.token_scores(MANY_IDS, MANY), scorer.token_scores(MANY_IDS, MANY, MANY_WANTED)
+    assert not found[~MANY].any()
+    assert torch.allclose(some, found * MANY_WANTED, atol=1e-5)
+    assert all(len(cut) > 1 for cut in groups) and len(groups) == 4
     assert bool(went) == (architecture in LIKE_LLAMA)
 
 
-def model_with_head(policy):
-    from transformers import AutoModelForSequenceClassification
+@pytest.mark.parametrize("architecture", ENCODERS)
+def test_an_encoder_scores_rows_of_like_length_together(architecture, groups):
+    torch.manual_seed(0)
+    model = AutoModelForSequenceClassification.from_config(build_config(architecture, num_labels=1)).eval()
+    scorer = Scorer(stirred(model), causal=False)
 
+    def alone(scorer, ids, mask):
+        return torch.cat([scorer.model(row[real][None]).logits[0] for row, real in zip(ids, mask, strict=True)])
+
+    agree(scorer, Scorer.sequence_scores, alone, MANY_IDS, MANY)
+    assert [len(group) for group in groups[0]] == [2, 1, 1, 1, 1]
+
+
+def model_with_head(policy):
     config = copy.deepcopy(policy.config)
     config.num_labels, config.pad_token_id = 1, 2
     torch.manual_seed(1)
@@ -314,15 +411,3 @@ def test_groups_by_hand():
     assert alike([10, 8, 4, 10, 7], within=0.75, least=0) == [[0, 3, 1], [4], [2]]
     assert alike([10, 8, 4, 10, 7], within=0.75, least=40) == [[0, 3, 1, 4], [2]]
     assert alike([]) == []
-
-
-@pytest.mark.parametrize("architecture", ["gpt2", "bloom", "gemma2"])
-def test_a_model_that_reads_padding_reads_rows_of_like_length_together(architecture, monkeypatch):
-    trunk = tiny(architecture).base_model
-    monkeypatch.setattr("rlhf_lab.models.hidden.alike", lambda lengths: alike(lengths, least=0))
-    assert len(like_length(trunk, MASK)) == 2  # 5, and 6 with 6
-    found, ours = with_gradients(trunk, hidden_states, IDS, MASK, WANTED)
-    wanted, theirs = with_gradients(trunk, row_by_row, IDS, MASK, WANTED)
-    assert torch.allclose(found, wanted, atol=1e-5)
-    for name, gradient in theirs.items():
-        assert torch.allclose(ours[name], gradient, atol=1e-5 * gradient.abs().max().item() + 1e-7), name

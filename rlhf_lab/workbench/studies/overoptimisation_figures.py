@@ -6,14 +6,11 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import FixedLocator
 
-from rlhf_lab.maths import best_of_n_kl
-from rlhf_lab.workbench.artefacts import HOUSE
 from rlhf_lab.workbench.intervals import mean_interval
-from rlhf_lab.workbench.reference import summarise
 from rlhf_lab.workbench.studies.overoptimisation import parts
 from rlhf_lab.workbench.studies.overoptimisation_results import FORMS, curves, fit
 from rlhf_lab.workbench.studies.units import Units
-from rlhf_lab.workbench.style import BLUE, GREEN, GREY, INK, ORANGE, PALETTE, WIDTH, empty_figure, styled
+from rlhf_lab.workbench.style import BLUE, GREEN, GREY, INK, ORANGE, PALETTE, empty_figure, styled
 
 WAYS = {"bon": "best of n", "ppo": "PPO"}
 _X = {"bon": "square root of the KL bound (nats)", "ppo": "square root of the KL (nats)"}
@@ -105,25 +102,3 @@ def _line_with_band(ax: Axes, x: np.ndarray, rows: np.ndarray, color: str) -> No
     ax.plot(x, [i.mean for i in at], color=color)
     if len(rows) > 1:
         ax.fill_between(x, [i.low for i in at], [i.high for i in at], color=color, alpha=0.15, linewidth=0)
-
-
-@styled
-def earlier_figure(*worlds: str) -> Figure:
-    """Gold of best-of-n as it was recorded before there was PPO beside it, overoptimisation-<world>.jsonl.
-
-    Errors: `LabError` where nothing is recorded.
-    """
-    fig, axes = empty_figure(1, len(worlds), height=3.2, width=WIDTH if len(worlds) > 1 else WIDTH / 2)
-    for ax, world in zip(axes[0], worlds, strict=True):
-        table = summarise(HOUSE / "experiments/reference" / f"overoptimisation-{world}.jsonl").loc["overoptimisation"]
-        for size, color in zip((60, 250, 1000), (ORANGE, BLUE, GREEN), strict=True):
-            ns = [2**power for power in range(20) if f"gold_{size}_at_{2**power}" in table.index]
-            rows, kl = table.loc[[f"gold_{size}_at_{n}" for n in ns]], np.sqrt([best_of_n_kl(n) for n in ns])
-            ax.plot(kl, rows["mean"], color=color, label=f"{size:,} comparisons")
-            ax.fill_between(kl, rows["low"], rows["high"], color=color, alpha=0.15, linewidth=0)
-        ax.axhline(0, color=GREY, linewidth=0.6)
-        seeds = int(table["seeds"].max())
-        ax.set(title=f"{world.replace('_', '-')} world, {seeds} seeds", xlabel="square root of the KL bound (nats)")
-    axes[0, 0].set_ylabel("gain in gold (sd)")
-    axes[0, 0].legend(loc="best")
-    return fig
