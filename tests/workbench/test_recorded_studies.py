@@ -160,3 +160,18 @@ def test_length_bias(repo, page):
     raw = np.mean([of("win", unit) - of("win_fair", unit) for unit in biased], axis=0)
     left = np.mean([of("win_controlled", unit) - of("win_fair_controlled", unit) for unit in biased], axis=0)
     holds(text, f"within {left.mean():.2f}".replace("0.", "."), said(raw, len(biased) + 1, share=True))
+
+
+def test_feedback_loops(repo, page):
+    text, found = page["Feedback loops"], Study(repo, "feedback-loops")
+    gold = lambda source, arm="offline": found.of(f"{source}_{arm}", "gold_2")
+    sources = ("human", "noisy_human", "judge")
+    for arm, other in (("online", "offline"), ("active", "online")):
+        holds(text, said(np.mean([gold(source, arm) - gold(source, other) for source in sources], axis=0), 8))
+    for figure in ("doubt_pool_2", "doubt_asked_2"):
+        doubt = [found.of(f"{source}_active", figure).mean() for source in sources]
+        holds(text, f"by {min(doubt):.3f} to {max(doubt):.3f}".replace("0.", "."))
+    holds(text, said(gold("human") - gold("judge"), 14), said(gold("judge")), said(gold("judge_tenfold")))
+    holds(text, said(gold("noisy_human") - gold("human"), 14), f"against {mean(gold('human_tenfold'))}")
+    accuracy = lambda source: found.of(f"{source}_offline", "accuracy_gold_2")
+    holds(text, said(accuracy("human_tenfold") - accuracy("judge_tenfold"), 14, share=True))
