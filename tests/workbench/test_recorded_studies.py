@@ -175,3 +175,35 @@ def test_feedback_loops(repo, page):
     holds(text, said(gold("noisy_human") - gold("human"), 14), f"against {mean(gold('human_tenfold'))}")
     accuracy = lambda source: found.of(f"{source}_offline", "accuracy_gold_2")
     holds(text, said(accuracy("human_tenfold") - accuracy("judge_tenfold"), 14, share=True))
+
+
+def test_ppo_details(repo, page):
+    """Less the mean of the four runs without a detail; or of `short`, for the two that differ from that."""
+    text, found = page["PPO's details"], Study(repo, "ppo-details")
+    chance = ["baseline", "again", "again_2", "again_3"]
+    against = dict.fromkeys(("short_no_eos_penalty", "short_eos_trick"), ["short"])
+    controls = ["reversed", "dropout", "adam_eps_1e-8", "short_no_eos_penalty", "padded_whitening", "no_kl"]
+    switched = [name for name in found.units if name not in (*chance, "short")]
+    at_once = {name: 6 if name in controls else len(switched) - 6 for name in switched}
+
+    def less(name: str, figure: str = "gold") -> np.ndarray:
+        others = against.get(name, chance)
+        return found.of(name, figure) - np.mean([found.of(other, figure) for other in others], axis=0)
+
+    shown = {name for name in switched if not unshown(less(name), at_once[name])}
+    assert shown == {"reversed", "no_kl", "no_clip"}
+    holds(text, f"three of {len(switched)} switches", f"one of {len(switched) - 6} that were explored")
+    always = {name for name in switched if (less(name) < 0).all()} - shown
+    assert always == {"dropout", "lambda_0", "k3_reward", "k3_loss", "short_no_eos_penalty", "eos_unread"}
+    for name in (*shown, "dropout", "lambda_0", "eos_unread"):
+        holds(text, said(less(name), at_once[name]))
+    holds(text, f"falls to {mean(found.of('eos_unread', 'accuracy_gold'), share=True)}")
+    assert interval(found.of("reversed", "accuracy_gold"), 6)[1] < 0.5
+    assert all(
+        interval(less(*pair), 6)[0] > 0 for pair in (("padded_whitening", "policy_grad_norm"), ("no_kl", "score_ahead"))
+    )
+    expected = (("dropout", "first_ratio_off"), ("adam_eps_1e-8", "approx_kl"), ("short_no_eos_penalty", "eos_rate"))
+    assert all(unshown(less(*pair), 6) for pair in expected)
+    off = found.of("dropout", "first_ratio_off")
+    holds(text, f"by {off.min():.0f} to more than a million")
+    assert off.max() > 1e6 and found.of("baseline", "first_ratio_off").max() < 1e-4
