@@ -207,3 +207,39 @@ def test_ppo_details(repo, page):
     off = found.of("dropout", "first_ratio_off")
     holds(text, f"by {off.min():.0f} to more than a million")
     assert off.max() > 1e6 and found.of("baseline", "first_ratio_off").max() < 1e-4
+
+
+def test_ensembles(repo, page):
+    text, found = page["Ensembles of reward models"], Study(repo, "ensembles")
+    less = lambda how, flip, other="single", figure="bon": (
+        found.of(f"flip_{flip}_{how}", figure) - found.of(f"flip_{flip}_{other}", figure)
+    )
+    hows, flips = ("mean", "worst", "uncertainty"), ("0", "0.25")
+    holds(text, said(less("worst", "0.25"), 6), said(less("mean", "0.25", figure="ppo"), 6))
+    shown = [(how, flip, figure) for how in hows for flip in flips for figure in ("bon", "ppo")]
+    shown = [(how, flip, figure) for how, flip, figure in shown if not unshown(less(how, flip, figure=figure), 6)]
+    assert shown == [("mean", "0.25", "ppo"), ("worst", "0.25", "bon")]
+    assert all(less(how, flip, figure=figure).mean() > 0 for how in hows for flip in flips for figure in ("bon", "ppo"))
+    holds(text, *(said(less(how, "0"), 6) for how in hows))
+    for figure in ("bon", "ppo"):
+        assert all(unshown(less(how, flip, "mean", figure), 4) for how in hows[1:] for flip in flips)
+        assert all(unshown(less(how, "0.25", figure=figure) - less(how, "0", figure=figure), 3) for how in hows)
+    holds(text, said(less("worst", "0.25") - less("worst", "0"), 3))
+    lost = lambda how: found.of(f"flip_0.25_{how}", "bon_at_32") - found.of(f"flip_0.25_{how}", "bon_at_256")
+    holds(text, said(lost("worst")), said(lost("single")))
+    holds(text, said(_as_far(found, "flip_0.25_mean", "flip_0.25_single"), 6))
+
+
+def _as_far(found: Study, unit: str, other: str) -> np.ndarray:
+    """Gold of one less that of another at the largest KL that both have come to, between points by straight lines."""
+    gaps = []
+    curves = [[found.curve(name, figure) for figure in ("ppo_kl", "ppo_gold")] for name in (unit, other)]
+    for row in range(len(SEEDS)):
+        (x, y), (other_x, other_y) = ((np.sqrt(kl[row].clip(min=0)), gold[row]) for kl, gold in curves)
+        at = min(x.max(), other_x.max())
+        ours, theirs = (
+            np.interp(at, a[np.argsort(a, kind="stable")], b[np.argsort(a, kind="stable")])
+            for a, b in ((x, y), (other_x, other_y))
+        )
+        gaps.append(ours - theirs)
+    return np.array(gaps)
