@@ -7,6 +7,9 @@ import numpy as np
 import pytest
 from scipy import stats
 
+from rlhf_lab.workbench.studies.kl_coefficient_results import inverted_u_table
+from rlhf_lab.workbench.studies.units import latest
+
 SEEDS = [110, 120, 130, 140, 150]
 
 
@@ -14,8 +17,8 @@ class Study:
     """The figures of a study: unit -> one row of figures for each of the five seeds, all of one code."""
 
     def __init__(self, repo, name: str):
-        text = (repo / "experiments" / "reference" / f"{name}.jsonl").read_text()
-        lines = [json.loads(line) for line in text.splitlines()]
+        self.text = (repo / "experiments" / "reference" / f"{name}.jsonl").read_text()
+        lines = [json.loads(line) for line in self.text.splitlines()]
         assert len({(line["code"], line["commit"], line["common"]) for line in lines}) == 1
         assert "dirty" not in lines[0]["commit"]
         self.units: dict[str, dict[int, dict[str, float]]] = {}
@@ -242,4 +245,39 @@ def _as_far(found: Study, unit: str, other: str) -> np.ndarray:
             for a, b in ((x, y), (other_x, other_y))
         )
         gaps.append(ours - theirs)
+    return np.array(gaps)
+
+
+def test_the_kl_coefficient(repo, page):
+    text, found = page["The KL coefficient"], Study(repo, "kl-coefficient")
+    coefficients = (0, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2)
+    gold = {coef: found.of(f"kl_{coef:g}", "gold") for coef in coefficients}
+    means = [gold[coef].mean() for coef in coefficients]
+    top = means.index(max(means))
+    assert coefficients[top] == 0.1 and np.all(np.diff(means[: top + 1]) > 0) and np.all(np.diff(means[top:]) < 0)
+    holds(text, f"{mean(gold[0])} without a penalty", f"{mean(gold[0.1])} with 0.1", f"{mean(gold[2])} with 2")
+    units = latest([json.loads(line) for line in found.text.splitlines()]).units
+    holds(text, *inverted_u_table(units)["gold"])  # by hand in test_kl_coefficient_study.py
+    ends = [_at_equal_kl(found, f"kl_{coef:g}") for coef in coefficients[1:]]
+    holds(text, f"by {min(map(np.mean, ends)):.2f} to {max(map(np.mean, ends)):.2f} in the mean")
+    assert all(unshown(gaps, 10) for gaps in ends)
+    for target in (1, 3):
+        holds(text, said(found.of(f"ziegler_{target}", "kl")), mean(found.of(f"ziegler_{target}", "gold")))
+    for coef in (0.5, 2):
+        holds(
+            text,
+            said(found.of(f"k3_{coef}", "kl") - found.of(f"kl_{coef}", "kl"), 2),
+            mean(found.of(f"k3_{coef}", "kl")),
+        )
+
+
+def _at_equal_kl(found: Study, unit: str) -> np.ndarray:
+    """Gold at the end less that of the run without a penalty at the same KL, between its points by straight lines."""
+    gaps = []
+    for row, seed in enumerate(SEEDS):
+        kl, gold = found.curve("kl_0", "kl")[row].clip(min=0), found.curve("kl_0", "gold")[row]
+        order = np.argsort(kl, kind="stable")
+        figures = found.units[unit][seed]
+        assert figures["kl"] <= kl.max()
+        gaps.append(figures["gold"] - np.interp(np.sqrt(figures["kl"]), np.sqrt(kl[order]), gold[order]))
     return np.array(gaps)
