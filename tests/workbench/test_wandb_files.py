@@ -114,11 +114,8 @@ def test_what_wandbs_own_reader_finds_is_found(runs):
 
 def test_a_run_is_as_it_was_logged(runs):
     run = runs[0]
-    assert (run.x, run.state, list(run.metrics)) == (
-        "env/episode",
-        "done",
-        ["env/episode", "objective/kl", "nested.loss"],
-    )
+    assert (run.x, run.state) == ("env/episode", "done")
+    assert {*run.metrics} == {"env/episode", "objective/kl", "nested.loss"}  # wandb writes them in any order
     assert (run.group, run.job_type, sorted(run.tags), run.name) == ("sweep 3", "ppo", ["gold", "long"], "first")
     assert run.config["ppo"] == {"clip": 0.2, "betas": [0.9, {"deep": None}]}
     assert run.config["late"] == {"seed": 7}
