@@ -90,7 +90,6 @@ def prepare(model, path, trainable: bool, *, encoder: bool = False):
     """Make a loaded model fit for RLHF: no dropout, no special padding row, frozen or not; causal, or an `encoder` too.
 
     It is moved to where models are computed (`device`).
-
     Errors: `LabError` for a model that reads in both directions, unless `encoder`, and for an encoder-decoder.
     """
     from rlhf_lab.models.attention import use_attention
