@@ -2,8 +2,8 @@
 
 import copy
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from statistics import fmean
 from typing import Any
 
@@ -208,7 +208,17 @@ def _is_rate(name: str, value: Any) -> bool:
 
 
 @contextmanager
-def eos_masked() -> Iterator[None]:
+def _replaced(name: str, wrong: Callable[..., Any]) -> Iterator[None]:
+    """Inside, PPO's loop calls another function in place of the one of that name."""
+    right = getattr(ppo, name)
+    setattr(ppo, name, wrong)
+    try:
+        yield
+    finally:
+        setattr(ppo, name, right)
+
+
+def eos_masked() -> AbstractContextManager[None]:
     """Inside, PPO's step takes the EOS for padding, as where one token is both and masks are made of ids."""
     right = ppo.ppo_step
 
@@ -218,15 +228,10 @@ def eos_masked() -> Iterator[None]:
         hidden = last & batch.finished[:, None] & (mask.sum(1, keepdim=True) > 1)  # a reply of its EOS alone keeps it
         return right(policy, critic, optimizer, batch._replace(response_mask=mask & ~hidden), *rest, **more)
 
-    ppo.ppo_step = wrong
-    try:
-        yield
-    finally:
-        ppo.ppo_step = right
+    return _replaced("ppo_step", wrong)
 
 
-@contextmanager
-def padded_whitening() -> Iterator[None]:
+def padded_whitening() -> AbstractContextManager[None]:
     """Inside, advantages are whitened over every position, with the zeros behind shorter replies, as without masks."""
     right = ppo.estimate_advantages
 
@@ -235,8 +240,4 @@ def padded_whitening() -> Iterator[None]:
         everywhere = torch.ones_like(rollout.response_mask)
         return masked_whiten(advantages, everywhere).masked_fill(~rollout.response_mask, 0.0), returns
 
-    ppo.estimate_advantages = wrong
-    try:
-        yield
-    finally:
-        ppo.estimate_advantages = right
+    return _replaced("estimate_advantages", wrong)
