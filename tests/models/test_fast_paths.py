@@ -5,7 +5,7 @@ import copy
 import pytest
 import torch
 from torch.nn import functional as F
-from transformers import AutoModelForCausalLM, DynamicCache, MistralConfig
+from transformers import AutoModel, AutoModelForCausalLM, DynamicCache, MistralConfig
 from transformers.cache_utils import DynamicLayer
 
 from rlhf_lab.models import LoraConfig, SharedBase, generate, load_policy, load_tokenizer, save_policy
@@ -15,7 +15,7 @@ from rlhf_lab.models.generation import pick_tokens, uniforms
 from rlhf_lab.models.inputs import positions
 from rlhf_lab.models.llama_step import LlamaStep, qualifies
 
-from .tiny_models import OWN_WAY, PAD, VOCABULARY, build_config
+from .tiny_models import ENCODERS, OWN_WAY, PAD, VOCABULARY, build_config
 
 LIKE_LLAMA = ("llama", "qwen2", "qwen3", "mistral")
 ROPES = {
@@ -207,16 +207,36 @@ def test_attention_is_that_of_the_formula(kind, dtype):
     assert torch.allclose(found.float(), wanted.to(dtype).float(), atol=1e-6 if dtype == torch.float32 else 1e-2)
 
 
-def test_in_bfloat16_several_tokens_are_read_in_float32_and_one_is_not(monkeypatch):
-    kinds = []
-    plain = F.scaled_dot_product_attention
+def in_float32(query, *rest, **more) -> bool:
+    """Stands where torch's attention does: whether it would be computed in float32."""
+    return query.dtype == torch.float32 and not torch.is_autocast_enabled("cpu")
+
+
+def watched(monkeypatch) -> list[bool]:
+    found, plain = [], F.scaled_dot_product_attention
     monkeypatch.setattr(
-        F, "scaled_dot_product_attention", lambda q, *rest, **more: kinds.append(q.dtype) or plain(q, *rest, **more)
+        F, "scaled_dot_product_attention", lambda *a, **more: found.append(in_float32(*a)) or plain(*a, **more)
     )
+    return found
+
+
+def test_in_bfloat16_several_tokens_are_read_in_float32_and_one_is_not(monkeypatch):
+    found = watched(monkeypatch)
     key = torch.randn(1, 2, 5, 8).bfloat16()
     for query in (key.repeat_interleave(2, 1), key.repeat_interleave(2, 1)[:, :, :1]):
         attention(Asking(), query, key, key, None)
-    assert kinds == [torch.float32, torch.bfloat16]
+    assert found == [True, False]
+
+
+@pytest.mark.parametrize("architecture", ["llama", "qwen3", "gpt2", "gpt_neox", "bert", "roberta"])
+def test_under_autocast_every_layer_attends_in_float32(architecture, monkeypatch):
+    config = build_config(architecture)
+    model = (AutoModel if architecture in ENCODERS else AutoModelForCausalLM).from_config(config).eval()
+    use_attention(model)
+    found = watched(monkeypatch)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        model(*padded(3, 8, 5))
+    assert found == [True] * config.num_hidden_layers
 
 
 def test_a_saved_model_knows_nothing_of_our_attention(policy_dir, tmp_path):
