@@ -233,9 +233,9 @@ def test_under_autocast_every_layer_attends_in_float32(architecture, monkeypatch
     config = build_config(architecture)
     model = (AutoModel if architecture in ENCODERS else AutoModelForCausalLM).from_config(config).eval()
     use_attention(model)
-    found = watched(monkeypatch)
+    found, (ids, mask) = watched(monkeypatch), padded(3, 8, 5)
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        model(*padded(3, 8, 5))
+        model(ids, attention_mask=mask)
     assert found == [True] * config.num_hidden_layers
 
 
