@@ -67,7 +67,7 @@ state = ppo_start(
     policy=policy,
     reference=reference,
     critic=critic,
-    reward=ModelReward(reward, tokenizer, tokenizer),
+    reward=ModelReward(reward, tokenizer, tokenizer, precision=precision),
     tokenizer=tokenizer,
     prompts=prompts,
 )

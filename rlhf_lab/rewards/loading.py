@@ -15,11 +15,18 @@ from rlhf_lab.rewards.protocol import Reward
 
 
 def load_reward(
-    source, *, policy_tokenizer=None, batch_size: int = 64, mode: Mode = "mean", coef: float = 0.5
+    source,
+    *,
+    policy_tokenizer=None,
+    batch_size: int = 64,
+    mode: Mode = "mean",
+    coef: float = 0.5,
+    precision: str = "fp32",
 ) -> Reward:
     """The reward that `source` names: "path/to/file.py:function", or a reward model's directory or hub id.
 
     A directory with an ensemble (`save_ensemble`) becomes one reward by `mode` and `coef`, as in `EnsembleReward`.
+    batch_size and precision are a reward model's, as in `ModelReward`.
 
     A path is relative to the working directory. The file is run as Python code: name only files you trust.
     Errors: `LabError` if there is no such file or function, the file fails, a model has no trained head, or `mode` asks
@@ -30,7 +37,7 @@ def load_reward(
         return _function(Path(file).expanduser(), name)
     if str(source).endswith(".py"):
         raise LabError(f"reward {source}: which function? Write it as {source}:name")
-    members = [_model(folder, policy_tokenizer, batch_size) for folder in member_folders(source)]
+    members = [_model(folder, policy_tokenizer, batch_size, precision) for folder in member_folders(source)]
     if len(members) > 1:
         return EnsembleReward(members, mode, coef)
     if mode != "mean":
@@ -40,11 +47,11 @@ def load_reward(
     return members[0]
 
 
-def _model(source, policy_tokenizer, batch_size: int) -> ModelReward:
+def _model(source, policy_tokenizer, batch_size: int, precision: str) -> ModelReward:
     scorer = load_scorer(source, trainable=False)
     if scorer.new_head:
         raise LabError(f"reward {source}: has no score head, so it is no reward model; train one from it first")
-    return ModelReward(scorer, load_tokenizer(source), policy_tokenizer, batch_size)
+    return ModelReward(scorer, load_tokenizer(source), policy_tokenizer, batch_size, precision)
 
 
 def _function(file: Path, name: str) -> Reward:

@@ -7,7 +7,7 @@ import torch
 
 from rlhf_lab.data import cut_prompt, encode_pair, encode_prompt, right_pad
 from rlhf_lab.errors import LabError
-from rlhf_lab.models import Scorer
+from rlhf_lab.models import Scorer, autocast, resolve_precision
 
 _LONG_WORK = 20  # batches; beyond this a progress bar is shown
 
@@ -20,12 +20,14 @@ class ModelReward:
     with its own EOS behind a reply if and only if that reply finished. Either way the score is read at the
     last real token, and a prompt that is too long for the model is cut as in its training (`Scorer.limit`).
     `policy_tokenizer=None`: nothing is known of the ids, so the text is read.
+    precision: of the matrix products, "fp32" or "bf16", or "auto" (`resolve_precision`); the score is float32.
     """
 
-    def __init__(self, scorer: Scorer, tokenizer, policy_tokenizer=None, batch_size: int = 64):
+    def __init__(self, scorer: Scorer, tokenizer, policy_tokenizer=None, batch_size: int = 64, precision: str = "fp32"):
         if batch_size < 1:
             raise LabError(f"batch_size is {batch_size}; a reward model needs at least 1")
         self.scorer, self.tokenizer, self.batch_size = scorer, tokenizer, batch_size
+        self.precision = resolve_precision(precision, scorer)
         self.reads_ids = policy_tokenizer is not None and same_vocabulary(tokenizer, policy_tokenizer)
         self.foreign = _specials(policy_tokenizer) - set(tokenizer.get_vocab())
         self.foreign_bos = policy_tokenizer.bos_token if policy_tokenizer is not None else None
@@ -86,7 +88,8 @@ class ModelReward:
         scores: dict[tuple[int, ...], float] = {}
         for batch in tqdm(batches, desc="scoring", leave=False, disable=_hidden(len(batches))):
             ids, mask = right_pad(batch, self.tokenizer.pad_token_id)
-            found = self.scorer.sequence_scores(ids.to(self.scorer.device), mask.to(self.scorer.device))
+            with autocast(self.precision, self.scorer):
+                found = self.scorer.sequence_scores(ids.to(self.scorer.device), mask.to(self.scorer.device))
             scores |= zip(batch, found.tolist(), strict=True)
         return [scores[tuple(row)] for row in rows]
 

@@ -24,6 +24,7 @@ def reward(cfg, world: World | None, tokenizer, yours: Callable, policy=None):
     """The reward that a run names: `auto`, `gold`, `yours`, `file.py:function`, or a reward model's run or path.
 
     Several with their weights are one reward, their weighted sum. An adapter of the policy's base is put on that.
+    Reward models run in `cfg.precision`.
     """
     mode, named = getattr(cfg, "reward_mode", "mean"), [cfg.reward] if isinstance(cfg.reward, str) else cfg.reward
     if mode != "mean" and all(name in ("gold", "yours") or ":" in name for name in named):
@@ -45,9 +46,11 @@ def _named_reward(name: str, cfg, world: World | None, tokenizer, yours: Callabl
     if ":" in name:
         return load_reward(name, policy_tokenizer=tokenizer)
     where = checkpoint(name, "reward_model", cfg)
-    if len(member_folders(where)) == 1 and mode == "mean":
-        return shared_reward(where, tokenizer, policy) or load_reward(where, policy_tokenizer=tokenizer)
-    return load_reward(where, policy_tokenizer=tokenizer, mode=mode, coef=getattr(cfg, "uncertainty_coef", 0.5))
+    alone = len(member_folders(where)) == 1 and mode == "mean"
+    if alone and (shared := shared_reward(where, tokenizer, policy, cfg.precision)):
+        return shared
+    how = {"mode": mode, "coef": getattr(cfg, "uncertainty_coef", 0.5), "precision": cfg.precision}
+    return load_reward(where, policy_tokenizer=tokenizer, **how)
 
 
 def critic(cfg, policy_path: str, policy):
@@ -109,12 +112,12 @@ def pretraining_texts(cfg, world: World | None, tokenizer) -> list[str] | None:
     return world.corpus(2000, tokenizer.eos_token, cfg.seed)
 
 
-def shared_reward(where: str, tokenizer, policy) -> ModelReward | None:
+def shared_reward(where: str, tokenizer, policy, precision: str = "fp32") -> ModelReward | None:
     """A reward model that is an adapter of the policy's own base, on that base; None for any other."""
     if ":" in where or not isinstance(policy, AdapterPolicy) or not policy.shared.carries(where):
         return None
     scorer = policy.shared.load_scorer(where, name="reward", trainable=False)
-    return ModelReward(scorer, load_tokenizer(where), tokenizer)
+    return ModelReward(scorer, load_tokenizer(where), tokenizer, precision=precision)
 
 
 def adapter_critic(cfg, policy: AdapterPolicy, where: str | None):

@@ -49,6 +49,10 @@ def test_the_three_modes_by_hand(scorers, tokenizer, folder, given):
         assert reward.last == [pytest.approx(row, rel=1e-5) for row in alone]
 
 
+def test_every_member_runs_in_the_precision_asked_for(folder):
+    assert [member.precision for member in load_reward(folder, precision="bf16").members] == ["bf16"] * 3
+
+
 def test_who_knows_nothing_of_ensembles_reads_member_0(scorers, folder, tokenizer):
     first = ModelReward(load_scorer(folder, trainable=False), tokenizer)
     assert first(**TEXTS) == pytest.approx(ModelReward(scorers[0], tokenizer)(**TEXTS), rel=1e-6)

@@ -4,6 +4,7 @@ import random
 import sys
 
 import pytest
+import torch
 
 from rlhf_lab.errors import LabError
 from rlhf_lab.rewards import ModelReward, call_reward
@@ -147,3 +148,14 @@ def test_no_replies(scorer, tokenizer):
 def test_a_batch_size_below_one(scorer, tokenizer):
     with pytest.raises(LabError, match="batch_size is 0"):
         ModelReward(scorer, tokenizer, batch_size=0)
+
+
+def test_precision_is_that_of_the_matrix_products_and_not_of_the_score(scorer, tokenizer):
+    exact, lowered = (call_reward(ModelReward(scorer, tokenizer, precision=each), **TEXT) for each in ("fp32", "bf16"))
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        by_hand = call_reward(ModelReward(scorer, tokenizer), **TEXT)
+    assert lowered == by_hand != exact
+    assert lowered == pytest.approx(exact, abs=0.05)
+    assert any(score != torch.tensor(score).bfloat16().item() for score in lowered)
+    with pytest.raises(LabError, match="precision is 'half'"):
+        ModelReward(scorer, tokenizer, precision="half")

@@ -171,8 +171,9 @@ def test_a_reward_model_s_adapter_learns_and_serves_ppo_on_the_policy_s_base(bas
     reward.save(tmp_path / "reward", tokenizer)
 
     policy = load_policy(base, lora=LORA)
-    shared = roles.shared_reward(str(tmp_path / "reward"), tokenizer, policy)
-    cfg = PPOStage(lora={"rank": 2}, critic="reward")
+    cfg = PPOStage(lora={"rank": 2}, critic="reward", reward=str(tmp_path / "reward"), precision="bf16")
+    shared = roles.reward(cfg, None, tokenizer, None, policy)
+    assert shared.precision == "bf16"
     critic = roles.adapter_critic(cfg, policy, str(tmp_path / "reward"))
     assert shared.scorer.shared is critic.shared is policy.shared
     assert same(weights_of(shared.scorer), weights_of(reward)) and same(weights_of(critic), weights_of(reward))

@@ -75,7 +75,7 @@ def begun(case: Case, precision: str, *, updates: int = 2) -> tuple[PPOState, li
             micro_batch_size=case.micro or case.replies,  # in micro-batches, so that training reads for itself
             precision=precision,
         ),
-        **_models(case),
+        **_models(case, precision),
     )
     return state, [update.seconds for update in ppo_updates(state)]
 
@@ -86,7 +86,7 @@ def seconds_of(case: Case, precision: str, *, updates: int = 3) -> dict[str, flo
     return {phase: min(one[phase] for one in seconds[1:]) for phase in seconds[0]}
 
 
-def _models(case: Case) -> dict:
+def _models(case: Case, precision: str) -> dict:
     from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
 
     config, classifier = case.config, case.config
@@ -102,7 +102,7 @@ def _models(case: Case) -> dict:
         "policy": prepare(policy, "random", True),
         "reference": prepare(reference, "random", False),
         "critic": Scorer(prepare(critic, "random", True)),
-        "reward": ModelReward(Scorer(prepare(reward, "random", False)), tokenizer, tokenizer),
+        "reward": ModelReward(Scorer(prepare(reward, "random", False)), tokenizer, tokenizer, precision=precision),
         "tokenizer": tokenizer,
         "prompts": [" ".join(words[row : row + case.prompt]) for row in range(case.replies)],
     }
