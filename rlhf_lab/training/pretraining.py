@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Iterator, Sequence
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 from pydantic import Field
@@ -10,6 +10,8 @@ from pydantic import Field
 from rlhf_lab.config import Config
 from rlhf_lab.data import right_pad
 from rlhf_lab.errors import LabError, RunFailed
+from rlhf_lab.models import autocast, resolve_precision
+from rlhf_lab.models.attention import use_attention
 from rlhf_lab.models.device import device
 from rlhf_lab.training.interrupts import interrupts_held
 from rlhf_lab.training.processes import Processes
@@ -19,14 +21,15 @@ class PretrainConfig(Config):
     """Sizes of the model and of its training. The loss is the mean negative log-likelihood per token, in nats."""
 
     hidden_size: int = Field(128, ge=1)  # width of the model
-    layers: int = Field(2, ge=1)
-    heads: int = Field(4, ge=1)
+    layers: int = Field(2, ge=1)  # transformer blocks
+    heads: int = Field(4, ge=1)  # of attention in each layer; hidden_size is a multiple
     feed_forward: int = Field(344, ge=1)  # width of its feed-forward layers
     context: int = Field(256, ge=2)  # longest sequence that the model will ever read, in tokens
     steps: int = Field(2000, ge=1)  # optimizer steps
     batch_tokens: int = Field(4096, ge=2)  # tokens in a step, padding included; documents of like length go together
     lr: float = Field(3e-3, gt=0)  # peak, after a linear warm-up, decaying linearly to 0
-    warmup_steps: int = Field(50, ge=1)
+    warmup_steps: int = Field(50, ge=1)  # first steps, with a rising lr
+    precision: Literal["auto", "fp32", "bf16"] = "fp32"  # of the matrix products; the committed base model is of fp32
     seed: int = 0
 
 
@@ -109,6 +112,7 @@ def pretrain_start(
         pad_token_id=tokenizer.pad_token_id,
     )
     model = LlamaForCausalLM(shape).float().to(device())
+    use_attention(model)
     optimizer = torch.optim.AdamW(model.parameters(), lr=config.lr, betas=(0.9, 0.98), weight_decay=0.01)
     return PretrainState(model, tokenizer, optimizer, documents, config, processes)
 
@@ -169,7 +173,8 @@ def _take_step(state: PretrainState) -> PretrainStats:
     if ours:  # a batch of one long document leaves nothing for the other processes
         ids, mask = (t.to(model.device) for t in right_pad(ours, state.tokenizer.pad_token_id))
         # Right padding comes after every real token, so causal attention alone keeps it out.
-        logits = model(input_ids=ids).logits[:, :-1]
+        with autocast(resolve_precision(config.precision, model), model):
+            logits = model(input_ids=ids).logits[:, :-1]
         loss = torch.nn.functional.cross_entropy(logits[mask[:, 1:]].float(), ids[:, 1:][mask[:, 1:]])
         loss = loss * (_predicted(ours) / _predicted(rows))  # a mean over tokens
         figure = loss.item()

@@ -51,6 +51,13 @@ def test_the_loss_by_hand(pad):
     assert stats.tokens == 8
 
 
+def test_in_bfloat16_it_learns_the_same_to_its_eight_bits():
+    exact, lowered = (pretrain_start(make_settings(precision=p), make_tokenizer(), CORPUS) for p in ("fp32", "bf16"))
+    losses = [[stats.loss for stats in pretrain_steps(state)] for state in (exact, lowered)]
+    assert losses[0] != losses[1] == pytest.approx(losses[0], rel=0.02)
+    assert all(weight.dtype == torch.float32 for weight in lowered.model.parameters())
+
+
 def test_an_epoch_holds_each_document_once():
     state = pretrain_start(make_settings(batch_tokens=20), make_tokenizer(), CORPUS)
     epochs = []
