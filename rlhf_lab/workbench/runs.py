@@ -46,7 +46,7 @@ from rlhf_lab.workbench.report.figures import duration
 from rlhf_lab.workbench.run_directory import claim, new_directory, provenance, reclaim, refuse_other_settings
 from rlhf_lab.workbench.session import headless
 from rlhf_lab.workbench.tracking import Tracker, TrackingConfig
-from rlhf_lab.workbench.writing import append_line, ends_whole, make_folder, plain, user_path, write_json, write_text
+from rlhf_lab.workbench.writing import append_line, make_folder, plain, user_path, write_json, write_text
 
 __all__ = [
     "Run",
@@ -185,7 +185,7 @@ class Run:
         for name in ("metrics.jsonl", "samples.jsonl"):
             rows = read_jsonl(self.path / name)
             kept = [row for row in rows if row.get(self.step_name, 0) <= step]
-            if len(kept) < len(rows) or not ends_whole(self.path / name):
+            if len(kept) < len(rows):
                 write_text(self.path / name, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in kept))
         self.history = read_jsonl(self.path / "metrics.jsonl")
 

@@ -1,7 +1,7 @@
 """Files of a run, written whole or not at all, and never with a key in them.
 
 Whole files are written under a temporary name and renamed into place. Lines of a .jsonl file are appended in one
-write each. What cannot be written is told in one line that says what to do.
+write each, behind whole lines only. What cannot be written is told in one line that says what to do.
 """
 
 import contextlib
@@ -16,6 +16,11 @@ from typing import Any
 
 from rlhf_lab.errors import LabError
 from rlhf_lab.workbench.secrets import redact
+
+try:
+    import fcntl
+except ImportError:  # Windows: two processes that append to one file are not kept apart there
+    fcntl = None
 
 
 def cannot_write(path: Path, error: OSError) -> LabError:
@@ -92,25 +97,43 @@ def write_json(path: Path, value: Any) -> None:
 
 
 def append_line(path: Path, row: Mapping[str, Any]) -> None:
-    """Append one row to a .jsonl file, whole or not at all. Errors: `LabError` when it cannot be written."""
+    """Append one row to a .jsonl file, whole or not at all. A torn last line, which no reader counts, is cut off first.
+
+    Errors: `LabError` when it cannot be written.
+    """
     line = json.dumps(plain(row), ensure_ascii=False, allow_nan=False) + "\n"
     try:
-        with path.open("ab", buffering=0) as file:
+        with path.open("a+b", buffering=0) as file:
+            if fcntl is not None:
+                with contextlib.suppress(OSError):  # a file system without locks
+                    fcntl.flock(file, fcntl.LOCK_EX)  # a line that another process is writing looks torn
+            _mend_end(file)
             _append_whole(file, line.encode("utf-8", "backslashreplace"))
     except OSError as error:
         raise cannot_write(path, error) from None
 
 
-def ends_whole(path: Path) -> bool:
-    """Whether a .jsonl file ends with a whole line; one that is not there does."""
+def _mend_end(file: RawIOBase) -> None:
+    """Cut off a last line that is torn; end one that lacks its newline alone."""
+    if file.seek(0, os.SEEK_END) == 0:
+        return
+    file.seek(-1, os.SEEK_END)
+    if file.read(1) == b"\n":
+        return
+    file.seek(0)
+    content = file.readall()
+    start = content.rfind(b"\n") + 1
+    if content[start : start + 1] in (b"{", b"\0") and not _is_row(content[start:]):  # NUL: after a power cut
+        file.truncate(start)
+    else:  # a row, or what is not ours, which readers will name
+        _append_whole(file, b"\n")
+
+
+def _is_row(line: bytes) -> bool:
     try:
-        with path.open("rb") as file:
-            if file.seek(0, os.SEEK_END) == 0:
-                return True
-            file.seek(-1, os.SEEK_END)
-            return file.read(1) == b"\n"
-    except FileNotFoundError:
-        return True
+        return isinstance(json.loads(line), dict)
+    except (ValueError, RecursionError):  # also the UnicodeDecodeError of a character torn in two
+        return False
 
 
 def _append_whole(file: RawIOBase, data: bytes) -> None:

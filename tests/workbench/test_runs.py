@@ -1,5 +1,6 @@
 """A run's directory tells the truth, however the run ends. Real processes, real signals, a real kernel."""
 
+import fcntl
 import json
 import math
 import multiprocessing
@@ -25,7 +26,7 @@ from rlhf_lab.workbench import runs, session
 from rlhf_lab.workbench.records import mark_ended, mark_queued, one_line
 from rlhf_lab.workbench.run_directory import claim, git_state, hardware
 from rlhf_lab.workbench.runs import Run, Status, latest_run, read_metrics, read_samples, read_status
-from rlhf_lab.workbench.writing import write_json
+from rlhf_lab.workbench.writing import append_line, write_json
 
 
 class Stage(Config):
@@ -283,6 +284,40 @@ def test_a_torn_last_line_is_left_out_and_a_broken_one_named():
     file.write_bytes(b"\n".join([first, second[:9], third, b""]))
     with pytest.raises(LabError, match="metrics.jsonl, line 2 is broken"):
         read_metrics(run.path)
+
+
+@pytest.mark.parametrize(
+    ("end", "kept"),
+    [
+        (b'{"n": 2, "te', b""),
+        ('{"n": "é'.encode()[:-1], b""),  # torn in the middle of a character
+        (b"\0\0\0", b""),  # as a power cut leaves it
+        (b'{"n": 2}', b'{"n": 2}\n'),  # whole but for its newline
+        (b"words", b"words\n"),  # no line of ours: not ours to delete
+        (b"", b""),
+    ],
+)
+@pytest.mark.parametrize("first", [b"", b'{"n": 1}\n'])
+def test_a_line_is_appended_behind_whole_lines_only(tmp_path, first, end, kept):
+    file = tmp_path / "a.jsonl"
+    file.write_bytes(first + end)
+    append_line(file, {"n": 3})
+    append_line(file, {"n": 4})
+    assert file.read_bytes() == first + kept + b'{"n": 3}\n{"n": 4}\n'
+
+
+def test_a_line_that_another_process_is_writing_is_not_taken_for_a_torn_one(tmp_path):
+    file = tmp_path / "a.jsonl"
+    append_line(file, {"n": 1})
+    with file.open("ab", buffering=0) as other:
+        fcntl.flock(other, fcntl.LOCK_EX)
+        other.write(b'{"n": ')
+        late = threading.Thread(target=append_line, args=(file, {"n": 3}))
+        late.start()
+        late.join(0.2)
+        other.write(b"2}\n")
+    late.join()
+    assert file.read_bytes() == b'{"n": 1}\n{"n": 2}\n{"n": 3}\n'
 
 
 # --- endings

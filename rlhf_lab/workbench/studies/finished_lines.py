@@ -31,6 +31,7 @@ class FinishedLines:
     def __init__(self, file: str, run: Run, study: str = ""):
         self.file = user_path(file) if file else run.file("finished.jsonl")
         self.code = self.taken = code_of(study)
+        self._told_apart = False
         run.rewind(-1)
 
     def settle(self, keys: Sequence[Mapping[str, Any]]) -> None:
@@ -47,14 +48,18 @@ class FinishedLines:
             print(f"{self.file}: all is finished, by other code (commit {commit:.7}); for this code name another file")
 
     def find(self, name: str, key: Mapping[str, Any]) -> dict[str, Any] | None:
-        """The last line of this key, which is told, or None. Errors: `LabError` naming a broken line."""
+        """The last line of this key, which is told, or None. Errors: `LabError` naming a broken line.
+
+        That lines of other code are left apart is told once, for the first.
+        """
         line = self.last(key)
         if line is not None:
             print(f"{name}: finished before, read from {self.file}")
-        elif other := self._last(self._read(), key, None):
+        elif not self._told_apart and (other := self._last(self._read(), key, None)):
+            self._told_apart = True
             commit = other.get("commit", "unknown")
             print(
-                f"{name}: finished before by other code (commit {commit:.7}), whose line is left apart in {self.file}"
+                f"{name}: finished before by other code (commit {commit:.7}); its lines are left apart in {self.file}"
             )
         return line
 
