@@ -1,5 +1,6 @@
 """A model leaves the lab: a directory that plain transformers loads, with a card that says where it comes from."""
 
+import contextlib
 import json
 import shutil
 from pathlib import Path
@@ -159,7 +160,7 @@ def _card(name: str, kind: str, facts: dict[str, Any], run_dir: Path | None) -> 
         "## Use",
         _use(name, kind, facts),
         "## Data",
-        _table({key: settings[key] for key in DATA if settings.get(key)}) or "Not recorded.",
+        _table(_data(settings) | _reward_data(settings, run_dir)) or "Not recorded.",
         "## Made from",
         _table({key: settings[key] for key in MADE_FROM if settings.get(key)}) or "Not recorded.",
         "## Results",
@@ -178,6 +179,25 @@ def _run_config(run_dir: Path | None) -> dict[str, Any]:
     except (OSError, yaml.YAMLError):
         return {}
     return found if isinstance(found, dict) else {}
+
+
+def _data(settings: dict[str, Any]) -> dict[str, Any]:
+    return {key: settings[key] for key in DATA if settings.get(key)}
+
+
+def _reward_data(settings: dict[str, Any], run_dir: Path | None) -> dict[str, Any]:
+    """What the reward models of a PPO run learned from, as far as their runs are still there."""
+    from rlhf_lab.workbench.lineage import taken_by
+
+    if not settings.get("reward"):
+        return {}
+    found: dict[str, Any] = {}
+    with contextlib.suppress(LabError):  # a record that cannot be read is as good as none
+        for each in taken_by(run_dir, {"reward": settings["reward"]}):
+            if each.metadata.get("stage") == "reward_model":
+                theirs = _data(_run_config(each.path.parent).get("config", {}))
+                found |= {f"{key}, reward model {each.path.parent.name}": value for key, value in theirs.items()}
+    return found
 
 
 def _provenance(config: dict[str, Any], run_dir: Path | None) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 import contextlib
 import json
 import re
+import shutil
 import subprocess
 import sys
 
@@ -17,6 +18,7 @@ from rlhf_lab.errors import LabError
 from rlhf_lab.models import LoraConfig, load_scorer, response_logprobs, save_policy
 from rlhf_lab.models.adapters import SharedBase
 from rlhf_lab.training.reward_scale import score_replies
+from rlhf_lab.workbench.experiments.taken import note_taken
 from rlhf_lab.workbench.exporting import export
 from rlhf_lab.workbench.runs import Run
 from rlhf_lab.workbench.tracking import TrackingConfig
@@ -29,6 +31,9 @@ class Settings(Config):
 
     policy: str = "runs/demo/sft/x"
     preferences: str = "pairs.jsonl"
+    prompts: str = ""
+    reward: str | dict[str, float] = ""
+    critic: str = ""
     lr: float = 0.003
 
 
@@ -39,11 +44,14 @@ def tokenizer():
 
 @pytest.fixture
 def finished(tmp_path, monkeypatch):
-    """A finished run of a stage; the caller writes its checkpoint first."""
+    """A finished run of a stage; the caller writes its checkpoint first. takes: the reward model of `auto`."""
     monkeypatch.setenv("RLHF_LAB_RUNS", str(tmp_path / "runs"))
 
-    def finished(stage, write, results):
-        run = Run.start(stage, Settings(), experiment="demo", seed=7, tracking=TrackingConfig(mode="disabled"))
+    def finished(stage, write, results, takes=None, **settings):
+        config = Settings(**settings)
+        run = Run.start(stage, config, experiment="demo", seed=7, tracking=TrackingConfig(mode="disabled"))
+        if takes is not None:
+            note_taken("auto", "reward_model", ["demo", None], 7, takes)
         write(run.file("checkpoint"))
         run.finish(results)
         return run.path
@@ -66,16 +74,68 @@ def run_card(folder) -> dict:
     return found
 
 
+def make_model(kind: str, folder, tokenizer):
+    """A policy, a reward model, or an adapter of either that does something, saved in `folder`/model."""
+    if kind == "policy":
+        model = make_policy(seed=5)
+    elif kind == "reward model":
+        model = make_scorer(seed=3)
+    else:
+        save_policy(folder / "base", make_policy(seed=5), tokenizer)
+        base, lora = SharedBase(folder / "base"), LoraConfig(rank=2)
+        model = base.policy(lora) if kind == "policy adapter" else base.scorer(lora, head="new")
+        with torch.no_grad():
+            for weight in model.parameters():
+                if weight.requires_grad:
+                    weight.normal_(std=0.3)
+    if "reward" in kind:
+        model.shift, model.gain = -0.5, 2.0
+        model.save(folder / "model", tokenizer)
+    else:
+        save_policy(folder / "model", model, tokenizer)
+    return model
+
+
+def figure_of(kind: str, model, tokenizer) -> float:
+    """The lab's own score of the reply, or its log-probability in nats."""
+    if "reward" in kind:
+        return score_replies(model, tokenizer, [PROMPT], [REPLY]).item()
+    ids = tokenizer(PROMPT + " " + REPLY, return_tensors="pt").input_ids
+    mask = torch.ones_like(ids, dtype=torch.bool)
+    return response_logprobs(model, ids[:, :2], mask[:, :2], ids[:, 2:], mask[:, 2:]).logp.sum().item()
+
+
+WITHOUT_US = "import sys\nsys.modules['rlhf_lab'] = None\n{code}\n{figure}\nprint('@', figure.item())"
+LOGPROB = f"""
+import torch
+ids = tokenizer({PROMPT + " " + REPLY!r}, return_tensors="pt").input_ids
+figure = model(ids).logits[0].log_softmax(-1)[range(1, 4), ids[0, 2:]].sum()"""
+
+
 @pytest.mark.slow
-def test_an_exported_model_needs_no_lab(tokenizer, tmp_path):
-    scorer = make_scorer(seed=3)
-    scorer.save(tmp_path / "model", tokenizer)
-    done = export(str(tmp_path / "model"), tmp_path / "out")
-    code = f"import sys\nsys.modules['rlhf_lab'] = None\n{card_code(done.path)}\nprint('@', score.item())"
+@pytest.mark.parametrize("kind", ["policy", "reward model", "policy adapter", "reward adapter"])
+def test_an_exported_model_needs_no_lab(tokenizer, tmp_path, kind):
+    ours = figure_of(kind, make_model(kind, tmp_path, tokenizer), tokenizer)
+    done = export(str(tmp_path / "model"), tmp_path / "out", apart="adapter" in kind)
+    assert done.kind == kind
+    for folder in ("model", "base"):  # what was exported stands alone
+        shutil.rmtree(tmp_path / folder, ignore_errors=True)
+    code = WITHOUT_US.format(code=card_code(done.path), figure="figure = score" if "reward" in kind else LOGPROB)
     result = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True)
     assert result.returncode == 0, result.stderr
+    assert float(result.stdout.rpartition("@")[2]) == pytest.approx(ours, rel=1e-4)
+
+
+@pytest.mark.slow
+def test_the_command_exports_a_run_and_overwrites_nothing(finished, tokenizer, tmp_path):
+    scorer = make_scorer(seed=3)
+    path = finished("reward_model", lambda folder: scorer.save(folder, tokenizer), {})  # in $RLHF_LAB_RUNS
+    command = [sys.executable, "-m", "rlhf_lab", "export", "/".join(path.parts[-2:]), "judge"]
+    first, again = (subprocess.run(command, cwd=tmp_path, capture_output=True, text=True) for _ in range(2))
+    assert (first.returncode, first.stdout) == (0, "judge: reward model\n"), first.stderr
     ours = score_replies(scorer, tokenizer, [PROMPT], [REPLY]).item()
-    assert float(result.stdout.rpartition("@")[2]) == pytest.approx(ours, rel=1e-5)
+    assert run_card(tmp_path / "judge")["score"].item() == pytest.approx(ours, rel=1e-5)
+    assert again.returncode == 2 and again.stderr.count("\n") == 1 and "judge: is in use" in again.stderr
 
 
 def test_the_card_of_a_reward_model_gives_the_labs_score(finished, tokenizer, tmp_path):
@@ -122,6 +182,26 @@ def test_a_policy_is_a_causal_language_model_with_the_same_weights(finished, tok
     for name, weight in policy.state_dict().items():
         assert torch.equal(weight, plain.state_dict()[name]), name
     assert type(run_card(done.path)["model"]) is transformers.LlamaForCausalLM
+
+
+def test_the_card_of_a_ppo_run_names_what_its_reward_model_learned_from(finished, tokenizer, tmp_path):
+    save = lambda folder: make_scorer().save(folder, tokenizer)
+    one, two = (finished("reward_model", save, {}, preferences=name) for name in ("one.jsonl", "two.jsonl"))
+
+    def data(name, **settings) -> str:
+        weights = lambda folder: save_policy(folder, make_policy(), tokenizer)
+        path = finished("ppo", weights, {}, prompts="mine.jsonl", preferences="", **settings)
+        text = (export(str(path), tmp_path / name).path / "README.md").read_text()
+        assert "| prompts | mine.jsonl |" in text
+        return text.partition("## Data")[2].partition("## Made from")[0]
+
+    line = "| preferences, reward model {} | {}.jsonl |"
+    both = data("both", reward={str(one): 1.0, f"{two}/checkpoint": 0.5, "gold": 1.0})
+    assert line.format(one.name, "one") in both and line.format(two.name, "two") in both
+    shutil.rmtree(one)
+    auto = data("auto", reward="auto", takes=two)  # as the run noted what it took
+    assert line.format(two.name, "two") in auto and "one.jsonl" not in auto
+    assert "reward model" not in data("gone", reward=str(one)) + data("gold", reward="gold", critic=str(two))
 
 
 @pytest.mark.parametrize("apart", [False, True])
