@@ -107,9 +107,9 @@ def test_own_text_reads_both_dialogues_and_tells_none_apart(paths):
     assert len(artefacts.prompt_split(ppo, {}).train) == 20  # less a fifth
 
 
-def test_a_recipe_has_a_line_on_memory_and_names_all_its_data():
+def test_a_recipe_has_lines_on_model_lengths_and_memory_and_names_all_its_data():
     for file in RECIPES.glob("*.yaml"):
         head = file.read_text().partition("experiment:")[0]
-        assert all(f"\n# {word}" in head for word in ("Model", "Memory")), file.name
+        assert all(f"\n# {word}" in head for word in ("Model", "Lengths", "Memory")), file.name
         for stage in yaml.safe_load(file.read_text())["stages"]:
             assert stage["parameters"]["sandbox"] == "", "no recipe touches the embedded world"

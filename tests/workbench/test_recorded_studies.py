@@ -70,9 +70,13 @@ def test_each_notebook_says_what_the_page_says(repo, page):
     for text in page.values():
         (name,) = re.findall(r"`notebooks/(\w+)\.ipynb`", text)
         cells = json.loads((repo / "notebooks" / f"{name}.ipynb").read_text())["cells"]
-        (told,) = [cell for cell in cells if "".join(cell["source"]).startswith("**What was found**")]
-        answer = " ".join("".join(told["source"]).split()).partition(" (seeds 110, 120, 130, 140 and 150). ")[2]
-        assert answer and answer in text, name
+        parts = [part for cell in cells for part in "".join(cell["source"]).split("\n\n")]
+        (place,) = [number for number, part in enumerate(parts) if part.startswith("**What was found**")]
+        answer = parts[place].replace("\n", " ").partition(" (seeds 110, 120, 130, 140 and 150). ")[2]
+        assert len(re.findall(r"\.(?= [A-Z]|$)", answer)) == 3, name
+        (mind,) = [part for part in parts if part.startswith("**What would change our mind.**")]
+        for told in (answer, parts[place + 1], mind):
+            assert told and " ".join(told.split()) in text, name
 
 
 def holds(text: str, *numbers: str) -> None:
@@ -87,33 +91,55 @@ def test_over_optimisation(repo, page):
     ways = [f"default/ppo_{n}" for n in (30, 125, 1000)]
     falls = [found.of(unit, "final_less_peak") for unit in ways]
     holds(text, f"{sum((fall < 0).sum() for fall in falls)} of 15 runs")
-    assert (falls[-1] < 0).any()
+    in_words = ("none", "one", "two", "three", "four", "all")
+    holds(text, f"in {in_words[(falls[-1] < 0).sum()]} of the five with 1,000 comparisons")
+    bon = [f"default/bon_{n}" for n in (30, 125, 500, 1000)]
+    alone = {unit: found.of(unit, "final_less_peak") for unit in (*bon, *ways)}
+    holds(text, *map(said, alone.values()))
+    shown = [unit for unit, fall in alone.items() if interval(fall)[1] < 0]
+    assert shown == ["default/bon_30", "default/bon_500", "default/ppo_30", "default/ppo_125"]
+    peaks = [mean(found.of(unit, "peak_distance")) for unit in ways]
+    holds(text, "{}, {} and {}".format(*peaks))
+    fall = found.of("near_linear/ppo_30", "final_less_peak")
+    assert (fall < 0).all()
+    holds(text, said(fall))
     ends = [found.of(unit, "final_kl").mean() for unit in ways]
     holds(text, f"{min(ends):.0f} to {max(ends):.0f} nats")
     assert all((np.diff(found.curve(f"default/bon_{n}", "score")) > 0).all() for n in (30, 125, 500, 1000))
     wrong = [f"misspecified/{way}_{n}" for way in ("bon", "ppo") for n in (30, 1000)]
     holds(text, f"{sum((found.of(unit, 'final_gain') < 0).sum() for unit in wrong)} of 20 runs")
     holds(text, *(f"{mean(found.of(unit, 'final_gain'))} with" for unit in wrong[:2]))
+    few, many = (found.of(unit, "final_gain") for unit in wrong[:2])
+    holds(text, said(many - few))
     assert (np.diff(found.curve("near_linear/bon_1000", "gold")) > 0).all()
     holds(text, said(found.of("near_linear/ppo_1000", "final_gain")))
 
 
 def test_the_two_forms(repo, page):
     """Least squares by numpy of each seed's curve. The differences of a unit's R squared hold at once for all 15."""
-    found, fits = Study(repo, "overoptimisation"), []
+    text, found, bends = page["Over-optimisation"], Study(repo, "overoptimisation"), {"bon": np.array, "ppo": np.log}
 
-    def r_squared(d, gold, bend) -> float:
+    def fit(d, gold, bend) -> tuple[float, float]:
+        """R squared and beta."""
         d, gold = d[d > 0], gold[d > 0]
         columns = np.stack([d, d * bend(d)], axis=1)
-        left = gold - columns @ np.linalg.lstsq(columns, gold, rcond=None)[0]
-        return 1 - (left**2).sum() / ((gold - gold.mean()) ** 2).sum()
+        factors = np.linalg.lstsq(columns, gold, rcond=None)[0]
+        left = gold - columns @ factors
+        return 1 - (left**2).sum() / ((gold - gold.mean()) ** 2).sum(), -factors[1]
 
+    own = {"bon": [], "ppo": []}
     for unit in found.units:
         distance, gold = np.sqrt(found.curve(unit, "kl").clip(min=0)), found.curve(unit, "gold")
-        both = [[r_squared(d, g, bend) for d, g in zip(distance, gold, strict=True)] for bend in (np.array, np.log)]
+        both = [[fit(d, g, bend)[0] for d, g in zip(distance, gold, strict=True)] for bend in bends.values()]
         assert unshown(np.subtract(*both), 15), unit
-        fits += [r_squared(distance.mean(0), gold.mean(0), bend) for bend in (np.array, np.log)]
-    holds(page["Over-optimisation"], f"{min(fits):.2f} to {max(fits):.2f}".removeprefix("0"))
+        way = unit.partition("/")[2][:3]
+        own[way].append(fit(distance.mean(0), gold.mean(0), bends[way]))
+    for way, name in (("bon", "best-of-n"), ("ppo", "PPO")):
+        fits = [r_squared for r_squared, _ in own[way]]
+        holds(text, f"{min(fits):.2f} to {max(fits):.2f} ({name})".removeprefix("0"))
+    betas = [f"{beta:.2f}".removeprefix("0") for _, beta in own["bon"][:4]]
+    assert list(found.units)[:4] == [f"default/bon_{n}" for n in (30, 125, 500, 1000)]
+    holds(text, "{}, {}, {} and {}".format(*betas))
 
 
 def slope(rows: list[np.ndarray]) -> np.ndarray:
@@ -134,10 +160,14 @@ def test_reward_models(repo, page):
         for loss in ("pairwise", "plackett_luce", "best_of_k"):
             assert unshown(found.of(f"equal_replies_{loss}", figure) - found.of("data_480", figure), 6)
     share = {"digits": 3, "share": True}
-    holds(text, said(found.of("trunk_medium", "accuracy") - found.of("trunk_small", "accuracy"), 3, **share))
+    step = lambda figure: found.of("trunk_medium", figure) - found.of("trunk_small", figure)
+    assert unshown(step("accuracy_gold"), 3) and unshown(step("gain"), 3) and not unshown(step("accuracy"), 3)
+    holds(text, said(step("accuracy"), 3, **share), said(step("accuracy_gold"), 3, **share), said(step("gain"), 3))
     holds(text, said(-slope([accuracy(unit) for unit in ("data_480", "flip_0.1", "flip_0.2")]), 2, **share))
-    holds(text, said(found.of("flip_0.4", "gain")))
-    holds(text, said(accuracy("data_480") - accuracy("equal_pairs_best_of_k"), 6, **share))
+    holds(text, *(said(found.of(f"flip_0.{tenths}", "gain")) for tenths in (4, 5)))
+    holds(text, f"an accuracy of {mean(accuracy('flip_0.5'), share=True)}")
+    less = lambda figure: found.of("data_480", figure) - found.of("equal_pairs_best_of_k", figure)
+    holds(text, *(said(less(figure), 6, **share) for figure in ("accuracy_gold", "accuracy")))
     holds(text, *(said(found.of(unit, "slope"), share=True) for unit in ("epochs_4", "data_480")))
 
 
@@ -176,6 +206,11 @@ def test_feedback_loops(repo, page):
         holds(text, f"by {min(doubt):.3f} to {max(doubt):.3f}".replace("0.", "."))
     holds(text, said(gold("human") - gold("judge"), 14), said(gold("judge")), said(gold("judge_tenfold")))
     holds(text, said(gold("noisy_human") - gold("human"), 14), f"against {mean(gold('human_tenfold'))}")
+    for other in ("human", "noisy_human", "judge"):
+        assert unshown(gold("judge_tenfold") - gold(other), 14)
+        holds(text, said(gold("judge_tenfold") - gold(other), 14))
+    right = {source: mean(found.of(f"{source}_offline", "label_accuracy_2"), share=True) for source in sources[1:]}
+    holds(text, f"({right['judge']} of them right)", f"({right['noisy_human']} right)")
     accuracy = lambda source: found.of(f"{source}_offline", "accuracy_gold_2")
     holds(text, said(accuracy("human_tenfold") - accuracy("judge_tenfold"), 14, share=True))
 
