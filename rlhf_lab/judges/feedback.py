@@ -30,8 +30,8 @@ Row = dict[str, Any]
 class Responder(Config):
     """Who answers: a model of some size, behind some worked examples of some quality."""
 
-    size: Literal["small", "medium", "large"]
-    shots: int = Field(ge=0)
+    size: Literal["small", "medium", "large"]  # of the model
+    shots: int = Field(ge=0)  # worked examples before the prompt
     demonstrations: Literal["poor", "good"] = "good"  # means nothing without shots
 
     @property

@@ -27,8 +27,8 @@ from rlhf_lab.models.scorer import Scorer, learned_head, load_scorer, set_head, 
 class LoraConfig(Config):
     """W + (alpha / rank) B A, where only A and B learn (Hu et al. 2021, arXiv:2106.09685)."""
 
-    rank: int = Field(8, ge=1)
-    alpha: int = Field(16, ge=1)
+    rank: int = Field(8, ge=1)  # rows of A, columns of B
+    alpha: int = Field(16, ge=1)  # the adapter's output is multiplied by alpha / rank
     targets: Literal["all-linear"] | list[str] = "all-linear"  # or names of layers, such as q_proj
     dropout: float = Field(0.0, ge=0, lt=1)  # in front of the adapter, in SFT only
 

@@ -31,12 +31,17 @@ class ScoreConfig(Config):
 
 
 class KLConfig(Config):
-    """Where the KL to the reference enters, and how its coefficient moves."""
+    """Where the KL to the reference enters, and how its coefficient moves.
+
+    kl_control moves it after every update, unless it is fixed: ziegler by at most 0.2 * replies / kl_horizon of it, as
+    the code of Ziegler et al. does; ziegler_paper by at most 2%, as their text has it (1909.08593, section 2.2);
+    ppo_paper halves or doubles it where the KL is beyond 1.5 times off (1707.06347, section 4).
+    """
 
     kl_coef: float = Field(0.05, ge=0)  # nats to reward; the first one where a controller moves it
     kl_in: Literal["reward", "loss"] = "reward"  # taken off the reward, or added to the loss
     kl_kind: Literal["k1", "k2", "k3"] = "k1"  # in the reward only k1 regularises; as a loss only k2 and k3 do
-    kl_control: Literal["fixed", "ziegler", "ziegler_paper", "ppo_paper"] = "fixed"
+    kl_control: Literal["fixed", "ziegler", "ziegler_paper", "ppo_paper"] = "fixed"  # what moves kl_coef: see above
     kl_target: float = Field(6.0, gt=0)  # nats per reply
     kl_horizon: float = Field(10_000, gt=0)  # replies; only for `ziegler`
 
@@ -84,7 +89,7 @@ class OptimizerConfig(Config):
     lr: float = Field(5e-4, ge=0)  # Adam
     warmup: int = Field(0, ge=0)  # updates of linear warm-up
     decay: Literal["linear", "cosine", "off"] = "linear"  # to 0 at the end of the run; cosine to a tenth
-    adam_eps: float = Field(1e-5, gt=0)
+    adam_eps: float = Field(1e-5, gt=0)  # Adam's epsilon, in its denominator; of policy and critic
     max_grad_norm: float = Field(1.0, gt=0)  # longer gradients are shortened to it
     target_kl: float | None = Field(None, gt=0)  # stop the epochs of an update beyond this approximate KL
     ema: float | None = Field(None, gt=0, lt=1)  # decay per update of an average of the policy's weights

@@ -29,9 +29,9 @@ class PreferenceConfig(Config):
     """What both methods share. The implicit reward of a reply is beta * (logp - ref_logp), in nats times beta."""
 
     beta: float = Field(0.1, gt=0)  # the strength of the KL to the reference that the optimum has
-    epochs: float = Field(1.0, gt=0)
+    epochs: float = Field(1.0, gt=0)  # passes over the data
     lr: float = Field(3e-4, gt=0)  # AdamW peak
-    lr_schedule: Literal["linear", "cosine", "constant"] = "linear"
+    lr_schedule: Literal["linear", "cosine", "constant"] = "linear"  # behind the warm-up
     warmup_ratio: float = Field(0.1, ge=0, le=1)
     weight_decay: float = Field(0.0, ge=0)
     max_grad_norm: float = Field(1.0, gt=0)
@@ -44,17 +44,17 @@ class DPOConfig(PreferenceConfig):
     """The settings of DPO (Rafailov et al. 2023, 2305.18290, eq. 7)."""
 
     batch_size: int = Field(32, ge=1)  # pairs in an optimizer step
-    # The share of pairs that are taken to be the wrong way round. Above 0 the loss is the unbiased estimate of what it
-    # would be without them (Chowdhury et al. 2024, 2403.00409, rDPO).
-    flip: float = Field(0.0, ge=0, lt=0.5)
+    # Above 0 the loss is the unbiased estimate of what it would be without such pairs (Chowdhury et al. 2024,
+    # 2403.00409, rDPO).
+    flip: float = Field(0.0, ge=0, lt=0.5)  # share of pairs taken to be the wrong way round; above 0 it is rDPO
 
 
 class KTOConfig(PreferenceConfig):
     """The settings of KTO (Ethayarajh et al. 2024, 2402.01306, eq. 7)."""
 
     batch_size: int = Field(64, ge=2)  # replies in an optimizer step; the KL is estimated from mismatched ones in it
-    desirable_weight: float = Field(1.0, gt=0)
-    undesirable_weight: float = Field(1.0, gt=0)
+    desirable_weight: float = Field(1.0, gt=0)  # of the loss of desirable replies
+    undesirable_weight: float = Field(1.0, gt=0)  # of that of the others
 
 
 class Pair(NamedTuple):

@@ -16,11 +16,11 @@ from rlhf_lab.training.sft import SFTConfig, quiet, sft_trainer
 class RAFTConfig(Config):
     """The settings of RAFT (Dong et al. 2023, 2304.06767, algorithm 1)."""
 
-    rounds: int = Field(4, ge=1)
+    rounds: int = Field(4, ge=1)  # of sampling and SFT, each from the policy of the one before
     prompts: int = Field(96, ge=1)  # prompts answered in each round
     k: int = Field(8, ge=2)  # replies to each prompt, of which the best is learned from
     max_new_tokens: int = Field(40, ge=1)
-    temperature: float = Field(1.0, gt=0)
+    temperature: float = Field(1.0, gt=0)  # divides the logits in sampling
     sft: SFTConfig = SFTConfig(epochs=2, lr=3e-4, lr_schedule="constant", warmup_ratio=0)  # of each round
     seed: int = 0
 

@@ -26,7 +26,7 @@ class RewardModelConfig(Config):
     lr: float = Field(1e-3, ge=0)  # AdamW peak, decayed by a cosine to a tenth
     warmup_ratio: float = Field(0.05, ge=0, le=1)
     weight_decay: float = Field(0.0, ge=0)
-    adam_eps: float = Field(1e-5, gt=0)
+    adam_eps: float = Field(1e-5, gt=0)  # AdamW's epsilon, in its denominator
     max_grad_norm: float = Field(1.0, gt=0)
     max_length: int = Field(256, ge=2)  # tokens of prompt and reply; the prompt is cut from the left
     reverse: bool = False  # train on reversed rankings: the sign error that one source's text describes

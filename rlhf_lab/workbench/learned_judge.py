@@ -21,13 +21,13 @@ class LearnedJudgeConfig(Config):
     columns: dict[str, str] = {}
     n_prompts: int = Field(1000, ge=1)  # comparisons; in the sandbox the best and the worst reply to each prompt
     k: int = Field(4, ge=2)  # sampled replies that the labeler ranks for each prompt
-    labeler: LabelerConfig = LabelerConfig()
+    labeler: LabelerConfig = LabelerConfig()  # who ranks in the sandbox; its seed is added to the run's
     first_shares: list[Annotated[float, Field(ge=0, le=1)]] = [0.5, 0.8]  # how often the better one stands first
-    template: JudgeTemplate = JudgeTemplate()
-    epochs: float = Field(3.0, gt=0)
-    batch_size: int = Field(16, ge=1)
-    lr: float = Field(7e-4, gt=0)
-    max_length: int = Field(256, ge=2)
+    template: JudgeTemplate = JudgeTemplate()  # what it reads, and its two answers
+    epochs: float = Field(3.0, gt=0)  # passes over the comparisons
+    batch_size: int = Field(16, ge=1)  # comparisons in an optimizer step
+    lr: float = Field(7e-4, gt=0)  # AdamW peak, decayed by a cosine
+    max_length: int = Field(256, ge=2)  # tokens of question and verdict; the question is cut from the left
     precision: Literal["auto", "fp32", "bf16"] = "fp32"
 
     def sft(self, seed: int) -> SFTConfig:

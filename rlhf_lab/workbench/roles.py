@@ -24,7 +24,7 @@ def reward(cfg, world: World | None, tokenizer, yours: Callable, policy=None):
     """The reward that a run names: `auto`, `gold`, `yours`, `file.py:function`, or a reward model's run or path.
 
     Several with their weights are one reward, their weighted sum. An adapter of the policy's base is put on that.
-    Reward models run in `cfg.precision`.
+    Reward models run in `cfg.precision`, or in fp32 where a stage has none.
     """
     mode, named = getattr(cfg, "reward_mode", "mean"), [cfg.reward] if isinstance(cfg.reward, str) else cfg.reward
     if mode != "mean" and all(name in ("gold", "yours") or ":" in name for name in named):
@@ -46,10 +46,11 @@ def _named_reward(name: str, cfg, world: World | None, tokenizer, yours: Callabl
     if ":" in name:
         return load_reward(name, policy_tokenizer=tokenizer)
     where = checkpoint(name, "reward_model", cfg)
+    precision = getattr(cfg, "precision", "fp32")
     alone = len(member_folders(where)) == 1 and mode == "mean"
-    if alone and (shared := shared_reward(where, tokenizer, policy, cfg.precision)):
+    if alone and (shared := shared_reward(where, tokenizer, policy, precision)):
         return shared
-    how = {"mode": mode, "coef": getattr(cfg, "uncertainty_coef", 0.5), "precision": cfg.precision}
+    how = {"mode": mode, "coef": getattr(cfg, "uncertainty_coef", 0.5), "precision": precision}
     return load_reward(where, policy_tokenizer=tokenizer, **how)
 
 

@@ -36,13 +36,13 @@ _open = 0  # trackers with a wandb run, in this process
 class TrackingConfig(Config):
     """Where a run is tracked, and under which labels."""
 
-    project: str = "rlhf_lab"
+    project: str = "rlhf_lab"  # in wandb; left as it is, WANDB_PROJECT comes first if set
     entity: str = ""  # user or team; "" is your default one
     group: str = ""  # runs that belong together; "" is the experiment
     job_type: str = ""  # "" is the stage
     tags: list[str] = []  # [] is the commit and, in a sweep, the point
-    notes: str = ""
-    mode: Literal["", "online", "offline", "disabled"] = ""  # "" lets wandb choose, see above
+    notes: str = ""  # about the run, free text; "" is WANDB_NOTES, if it is set
+    mode: Literal["", "online", "offline", "disabled"] = ""  # "": WANDB_MODE, or online with a key or login, or offline
 
 
 class Tracker:

@@ -53,6 +53,8 @@ def test_without_noise_gold_decides_and_biases_break_its_ties():
     sure = judge(temperature=0, position=1.0)
     p = sure.p_first(["q"] * 3, [reply(g, 3) for g in (1, 2, 2)], [reply(g, 3) for g in (2, 1, 2)])
     assert p.tolist() == pytest.approx([0, 1, 1 / (1 + math.exp(-1))])
+    assert sure.config.terms == {"position": 1.0, "gold": math.inf, "length": 0.0}
+    assert judge(temperature=0.5, length=0.1).config.terms == {"position": 0.0, "gold": 2.0, "length": 0.1}
 
 
 def test_verdicts_follow_the_probabilities():

@@ -30,7 +30,15 @@ def chain(name: str, folder: Path) -> Path:
 
 @pytest.mark.slow
 def test_every_study_is_done_and_reported(tmp_path):
-    studies = ["kl_coefficient", "length_bias", "ppo_details", "feedback_loops", "reward_models", "ensembles"]
+    studies = [
+        "overoptimisation",
+        "kl_coefficient",
+        "length_bias",
+        "ppo_details",
+        "feedback_loops",
+        "reward_models",
+        "ensembles",
+    ]
     all_done(chain("smoke_studies", tmp_path), ["pretrain", "sft", *studies])
 
 
@@ -62,7 +70,6 @@ def test_every_stage_is_done_and_reported(smoke):
             "human_feedback",
             "compare",
             "live",
-            "overoptimisation",
         ],
     )
     for stage in ("pretrain", "sft", "reward_model", "ppo"):

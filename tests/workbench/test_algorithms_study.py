@@ -74,7 +74,7 @@ def test_every_method_starts_from_the_same_model_and_spends_the_same(tmp_path, c
 
 @pytest.mark.parametrize("method", METHODS[:5])
 def test_an_update_is_of_as_many_replies_in_every_relative_of_ppo(method):
-    settings = algorithms.online_settings(AlgorithmsStage(online={"kl_coef": 0.2}), method)
+    settings = AlgorithmsStage(online={"kl_coef": 0.2}).online_settings(method)
     grouped = method in ("rloo", "grpo", "dr_grpo")
     assert (settings.batch_size, settings.samples_per_prompt) == ((32, 4) if grouped else (128, 1))
     assert settings.updates * settings.batch_size * settings.samples_per_prompt == 3072
@@ -110,6 +110,15 @@ def test_tokens_count_the_eos_of_what_is_finished():
         ({"dpo": {"flip": 0.5}}, "dpo.flip"),
         ({"kto": {"batch_size": 1}}, "kto.batch_size"),
         ({"raft": {"k": 1}}, "raft.k"),
+        ({"raft": {"sft": {"seed": 3}}}, "raft.sft.seed"),
+        ({"raft": {"sft": {"precision": "bf16"}}}, "raft.sft.precision"),
+        ({"online": {"advantage": "reinforce++"}}, "online.advantage follows from the methods"),
+        ({"online": {"kl_in": "loss", "kl_kind": "k3"}}, "online.kl_in"),
+        ({"online": {"kl_kind": "k3"}}, "online.kl_kind"),
+        ({"online": {"reduction": "sequence"}}, "online.reduction"),
+        ({"online": {"whiten": "off"}}, "online.whiten"),
+        ({"online": {"kl_control": "ziegler"}}, "online does not fit grpo: kl_control moves .* must be 'fixed'"),
+        ({"online": {"critic_warmup": 24}, "methods": ["dpo"]}, "online does not fit ppo: critic_warmup 24 leaves"),
     ],
 )
 def test_settings_that_make_no_sense_are_refused_by_name(settings, message):
@@ -174,6 +183,10 @@ def test_a_torn_last_line_is_run_again(tmp_path):
     file = tmp_path / "found" / "all.jsonl"
     file.write_text(file.read_text() + '{"method": "kto", "se')
     assert store(tmp_path).find("dpo") == OUTCOME and store(tmp_path).find("kto") is None
+    store(tmp_path).add("kto", OUTCOME)
+    store(tmp_path).add("ppo", OUTCOME)
+    assert [store(tmp_path).find(method) for method in ("dpo", "kto", "ppo")] == [OUTCOME] * 3
+    assert len(file.read_text().splitlines()) == 3
 
 
 # ---- Over seeds

@@ -41,7 +41,8 @@ def config(**changes) -> EnsemblesStage:
     [
         ({"flips": [0.25, 0.25]}, "once"),
         ({"flips": [1.5]}, "flips"),
-        ({"measurements": 5}, "PPO has 4 updates"),
+        ({"measurements": 3}, "ppo.updates is 4, no multiple of 'measurements'"),
+        ({"labeler": {"flip": 0.1}}, "labeler.flip"),
         ({"pool_prompts": 7}, "6 'eval_prompts'"),
         ({"ppo": {"seed": 1}}, "ppo.seed"),
         ({"reward_model": {"loss": "best_of_k"}}, "pairwise"),

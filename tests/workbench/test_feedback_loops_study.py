@@ -194,6 +194,7 @@ def test_tables_figure_and_what_the_sources_of_others_do_not_change(done, tmp_pa
         ({"sources": {"x": {"flips": 0.1}}}, "flips"),
         ({"sources": {"x": {"arms": ["later"]}}}, "arms"),
         ({"reward_model": {"seed": 3}}, "reward_model.seed follows from the settings that all units share"),
+        ({"reward_model": {"loss": "best_of_k"}}, "for 'pairwise'"),
     ],
 )
 def test_settings_that_make_no_sense_are_refused_by_name(settings, message):

@@ -254,6 +254,7 @@ def test_units_share_what_they_do_not_change_and_are_not_run_twice(tmp_path, mon
         ({"labelers": {"x": {"length": 1.0}}}, "length"),
         ({"ppo": {"warmup": 3}}, "ppo.warmup is not for remedy 'omit'"),
         ({"ppo": {"seed": 3}}, "ppo.seed follows from the settings that all units share"),
+        ({"reward_model": {"loss": "best_of_k"}}, "for 'pairwise'"),
     ],
 )
 def test_settings_that_make_no_sense_are_refused_by_name(settings, message):

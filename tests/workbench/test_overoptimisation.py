@@ -86,6 +86,8 @@ def test_a_name_says_what_a_unit_is():
         ({"ppo_against": {"default": [0]}}, "ppo_against.default"),
         ({"ppo": {"seed": 3}}, "ppo.seed"),
         ({"reward_model": {"precision": "bf16"}}, "reward_model.precision"),
+        ({"reward_model": {"epochs": 3}}, "reward_model.epochs is what 'comparisons' say"),
+        ({"reward_model": {"loss": "best_of_k"}}, "for 'pairwise'"),
     ],
 )
 def test_settings_that_do_not_fit_are_named(settings, message):

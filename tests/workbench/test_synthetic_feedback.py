@@ -66,6 +66,7 @@ def test_the_lists_of_names_are_those_of_the_study():
         ({"judges": ["kind"]}, "judges.0"),
         ({"ppo": {"seed": 3}}, "ppo.seed"),
         ({"reward_model": {"precision": "bf16"}}, "reward_model.precision"),
+        ({"reward_model": {"loss": "best_of_k"}}, "for 'pairwise'"),
     ],
 )
 def test_settings_that_make_no_sense_are_refused_by_name(settings, message):
@@ -74,9 +75,10 @@ def test_settings_that_make_no_sense_are_refused_by_name(settings, message):
     assert "\n" not in str(told.value)
 
 
-def test_more_examples_than_a_tenth_of_the_demonstrations_are_refused():
-    with pytest.raises(LabError, match="n_demonstrations: a tenth of 20"):
-        cast(SyntheticFeedbackStage.parse(TINY | {"n_demonstrations": 20}), World.load())
+@pytest.mark.parametrize("changes", [{}, {"shots": [0, 1]}])  # a responder has three of its own
+def test_more_examples_than_a_tenth_of_the_demonstrations_are_refused(changes):
+    with pytest.raises(LabError, match="n_demonstrations: a tenth of 20 is fewer than 3 examples"):
+        cast(SyntheticFeedbackStage.parse(TINY | {"n_demonstrations": 20} | changes), World.load())
 
 
 def test_without_a_world_there_is_no_gold_to_measure_by(tmp_path):

@@ -31,27 +31,27 @@ _TOP = 20  # first tokens that are asked for where a template reads their probab
 class EndpointJudgeConfig(EndpointConfig):
     """A model behind an OpenAI-compatible endpoint, asked by a template."""
 
-    kind: Literal["endpoint"] = "endpoint"
+    kind: Literal["endpoint"] = "endpoint"  # to be given: it says which judge this is
     template: str = "plain"  # one of the package, or the path of a YAML file
     max_tokens: int | None = Field(None, ge=1)  # None: the template's
     cache: str | None = None  # an SQLite file in which answers are kept
     max_cost: float | None = Field(None, ge=0)  # asking stops before this is exceeded, in the currency of the prices
-    max_calls: int | None = Field(None, ge=0)
+    max_calls: int | None = Field(None, ge=0)  # asking stops after so many questions; None: no limit
 
 
 class LocalJudgeConfig(Config):
     """A local Hugging Face model, asked by a template and read by what it writes, or by its verdicts' probabilities."""
 
-    kind: Literal["local"] = "local"
+    kind: Literal["local"] = "local"  # to be given: it says which judge this is
     model: str  # a directory or hub id
-    template: str = "plain"
-    read: Literal["text", "probability"] = "text"
+    template: str = "plain"  # one of the package, or the path of a YAML file
+    read: Literal["text", "probability"] = "text"  # what it writes, or how probable its verdicts are
     chat: bool | None = None  # None: by the tokenizer's chat template, if it has one
     max_new_tokens: int | None = Field(None, ge=1)  # None: the template's max_tokens
-    temperature: float = Field(0.0, ge=0)
-    top_p: float = Field(1.0, gt=0, le=1)
+    temperature: float = Field(0.0, ge=0)  # of answers in text; 0: the likeliest token at every step
+    top_p: float = Field(1.0, gt=0, le=1)  # of answers in text: the likeliest tokens of this mass; 1: all
     min_mass: float = Field(0.0, ge=0, le=1)  # read by probability: below it a verdict is invalid
-    batch_size: int = Field(16, ge=1)
+    batch_size: int = Field(16, ge=1)  # questions in one forward
     seed: int = 0
     cache: str | None = None  # for answers in text
 
@@ -59,39 +59,39 @@ class LocalJudgeConfig(Config):
 class RewardJudgeConfig(Config):
     """A reward as a judge: a reward model's directory or hub id, or a function as "file.py:name"."""
 
-    kind: Literal["reward"] = "reward"
-    reward: str
-    tie_margin: float = Field(0.0, ge=0)
+    kind: Literal["reward"] = "reward"  # to be given: it says which judge this is
+    reward: str  # see above
+    tie_margin: float = Field(0.0, ge=0)  # scores no further apart are a tie
     temperature: float | None = Field(1.0, gt=0)  # None: no probabilities
 
 
 class GoldJudgeConfig(Config):
     """Gold itself, where it is known."""
 
-    kind: Literal["gold"] = "gold"
-    tie_margin: float = Field(0.0, ge=0)
-    temperature: float | None = Field(None, gt=0)
+    kind: Literal["gold"] = "gold"  # to be given: it says which judge this is
+    tie_margin: float = Field(0.0, ge=0)  # gold no further apart is a tie
+    temperature: float | None = Field(None, gt=0)  # in units of gold; None: no probabilities
 
 
 class SimulatedKindConfig(SimulatedJudgeConfig):
     """Gold with planted biases."""
 
-    kind: Literal["simulated"] = "simulated"
+    kind: Literal["simulated"] = "simulated"  # to be given: it says which judge this is
 
 
 class ReplayJudgeConfig(ReplayConfig):
     """A judge that was recorded."""
 
-    kind: Literal["replay"] = "replay"
+    kind: Literal["replay"] = "replay"  # to be given: it says which judge this is
     judge: str | None = None  # its name in the file; None: there is but one
 
 
 class PanelConfig(Config):
     """Several of the others, by name."""
 
-    kind: Literal["panel"] = "panel"
-    members: dict[str, "JudgeConfig"] = Field(min_length=1)
-    vote: Vote = "majority"
+    kind: Literal["panel"] = "panel"  # to be given: it says which judge this is
+    members: dict[str, "JudgeConfig"] = Field(min_length=1)  # name -> kind and settings
+    vote: Vote = "majority"  # what decides: most verdicts, the mean p_first, or the mean scores
 
 
 JudgeConfig = one_of(

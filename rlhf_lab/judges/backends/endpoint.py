@@ -53,13 +53,13 @@ class EndpointConfig(Config):
     seed: int | None = None  # repeat r is asked with seed + r
     top_logprobs: int | None = Field(default=None, ge=0, le=20)  # None: no log-probabilities
     concurrency: int = Field(default=8, ge=1, le=1000)  # requests on their way at a time
-    requests_per_minute: float | None = Field(default=None, gt=0)
+    requests_per_minute: float | None = Field(default=None, gt=0)  # evenly spaced; None: no limit
     tokens_per_minute: float | None = Field(default=None, gt=0)  # counting max_tokens for each answer
     timeout: float = Field(default=60.0, gt=0)  # seconds, for each attempt as a whole
     max_retries: int = Field(default=5, ge=0)  # after 408, 409, 429, 5xx, a cut connection, no answer in time
     backoff: float = Field(default=1.0, ge=0)  # seconds before the first retry; doubled for each further one
-    price_in: float | None = Field(default=None, ge=0)  # per million tokens
-    price_out: float | None = Field(default=None, ge=0)
+    price_in: float | None = Field(default=None, ge=0)  # per million tokens of the questions (prompt tokens)
+    price_out: float | None = Field(default=None, ge=0)  # the same, of answers; without both no cost is known
 
     @model_validator(mode="wrap")
     @classmethod

@@ -31,7 +31,7 @@ class JudgeTemplate(Config):
     Another model wants a text of its own, and verdicts with the space that its tokenizer puts before a word.
     """
 
-    text: str = "{prompt} {first} host : {second} guest :"
+    text: str = "{prompt} {first} host : {second} guest :"  # the question; a brace that is text is written twice
     verdicts: tuple[str, str] = ("one", "two")  # for the reply shown first, for the one shown second
 
     @field_validator("text")

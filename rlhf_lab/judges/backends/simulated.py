@@ -1,6 +1,7 @@
 """A judge whose biases are planted, so that a statistic can be held against the truth."""
 
 import hashlib
+import math
 
 import numpy as np
 import pandas as pd
@@ -28,6 +29,12 @@ class SimulatedJudgeConfig(Config):
     flip: float = Field(default=0.0, ge=0, le=1)  # share of choices that are turned round
     invalid: float = Field(default=0.0, ge=0, le=1)  # share of answers that are no verdict
     seed: int = 0
+
+    @property
+    def terms(self) -> dict[str, float]:
+        """The logits of a place, a unit of gold and a word: what `fit_biases` should find where nothing is flipped."""
+        gold = 1 / self.temperature if self.temperature else math.inf
+        return {"position": self.position, "gold": gold, "length": self.length}
 
 
 class SimulatedJudge:

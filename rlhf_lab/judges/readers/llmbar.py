@@ -30,10 +30,10 @@ _SWAPS = ("swap = False", "swap = True")
 class LLMBarConfig(Config):
     """Where LLMBar's verdicts are: the arguments of `read_llmbar`."""
 
-    kind: Literal["llmbar"] = "llmbar"
-    path: str | list[str]
-    pairs: str = ""
-    equal_scores: EqualScores = "recorded"
+    kind: Literal["llmbar"] = "llmbar"  # to be given: it says that these are LLMBar's
+    path: str | list[str]  # its result files or tables, or folders that are searched for them
+    pairs: str = ""  # folder of its data sets, whose texts a table lacks; "" = without them
+    equal_scores: EqualScores = "recorded"  # recorded: the one shown second wins, as in its files; tie: neither
 
 
 def read_llmbar(

@@ -43,15 +43,15 @@ class Replay(NamedTuple):
 class ReplayConfig(Config):
     """Where recorded verdicts are and how to read them: the arguments of `read_verdicts`."""
 
-    path: str
-    swapped: str = ""
-    columns: dict[str, str | list[str]] = {}
-    labels: dict[str, str] = {}
-    gold_labels: dict[str, str] = {}
-    annotators: dict[str, str | list[str]] = {}
-    humans: list[str] = []
-    judge: str = "judge"
-    keep: list[str] = []
+    path: str  # .csv, .json or .jsonl, these also with .gz, or .parquet
+    swapped: str = ""  # a second file of the same pairs, judged in the other order; "" = none
+    columns: dict[str, str | list[str]] = {}  # our column name -> theirs, or several to join
+    labels: dict[str, str] = {}  # their word for a verdict -> a, b or tie; of what is shown: first, second or tie
+    gold_labels: dict[str, str] = {}  # the same for gold and humans; {} = labels
+    annotators: dict[str, str | list[str]] = {}  # judges side by side: name -> its column, or two, of orders 0 and 1
+    humans: list[str] = []  # columns of human labels; their mean vote is gold unless a column is
+    judge: str = "judge"  # the judge's name, where no column has it
+    keep: list[str] = []  # further columns, for the table of pairs
 
     @field_validator("labels", "gold_labels", mode="before")
     @classmethod

@@ -20,7 +20,7 @@ class RunConfig(Config):
 
     experiment: str = "scratch"  # runs/<experiment>/<stage>/<run id>
     run_dir: str = ""  # "" = a new one under ./runs, or under RLHF_LAB_RUNS
-    seed: int = Field(0, ge=0, lt=2**32)  # what numpy takes
+    seed: int = Field(0, ge=0, lt=2**32)  # of everything random; the bounds are numpy's
     threads: int = Field(0, ge=0, le=1024)  # 0 = as many as torch takes
     tracking: TrackingConfig = TrackingConfig()  # wandb: project, entity, group, job_type, tags, notes, mode
 
@@ -46,6 +46,12 @@ def refuse_shared(cfg: Config, parts: Sequence[str], who: str) -> None:
         for field in part.model_fields_set & {"seed", "precision", "max_new_tokens"}:
             if getattr(part, field) != type(part).model_fields[field].default:
                 raise ValueError(f"{name}.{field} follows from the settings that all {who} share: leave it out")
+
+
+def refuse_other_losses(cfg: Config) -> None:
+    """Errors: `ValueError` where the reward model has a loss that is not for comparisons."""
+    if cfg.reward_model.loss != "pairwise":
+        raise ValueError(f"reward_model.loss is '{cfg.reward_model.loss}', but comparisons are for 'pairwise'")
 
 
 def begin(stage: str, cfg: RunConfig) -> Run:

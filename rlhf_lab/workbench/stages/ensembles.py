@@ -6,7 +6,7 @@ from pydantic import Field, model_validator
 
 from rlhf_lab.training.ppo import PPOConfig
 from rlhf_lab.training.reward_model import RewardModelConfig
-from rlhf_lab.workbench.stages.base import refuse_shared
+from rlhf_lab.workbench.stages.base import refuse_other_losses, refuse_shared
 from rlhf_lab.workbench.stages.study import StudyStage
 
 Combination = Literal["single", "mean", "worst", "uncertainty"]
@@ -18,14 +18,18 @@ class EnsemblesStage(StudyStage):
     comparisons: int = Field(120, ge=1)  # that every reward model learns from
     members: int = Field(5, ge=2, le=16)  # reward models of an ensemble
     flips: list[float] = Field([0.0, 0.25], min_length=1)  # share of the labels that are turned round
-    combinations: list[Combination] = Field(list(get_args(Combination)), min_length=1)
+    combinations: list[Combination] = Field(  # how the members become one score; single: one of them alone
+        list(get_args(Combination)), min_length=1
+    )
     uncertainty_coef: float = Field(0.5, ge=0)  # of the members' variance, for `uncertainty`
     pool_prompts: int = Field(64, ge=1)  # held-out prompts of the pool
     pool_size: int = Field(256, ge=2)  # replies to each of them
     eval_prompts: int = Field(128, ge=2)  # held-out prompts on which PPO is measured
-    reward_model: RewardModelConfig = RewardModelConfig(epochs=4)
+    reward_model: RewardModelConfig = RewardModelConfig(epochs=4)  # of each member; seed, precision: the study's
     # No penalty: one coefficient would be another penalty for each combination, whose scores have another spread.
-    ppo: PPOConfig = PPOConfig(updates=30, batch_size=64, lr=2e-4, decay="off", kl_coef=0.0)
+    ppo: PPOConfig = PPOConfig(  # of every unit; seed, precision and max_new_tokens are the study's
+        updates=30, batch_size=64, lr=2e-4, decay="off", kl_coef=0.0
+    )
     measurements: int = Field(15, ge=1)  # times that PPO is measured while it trains
 
     @model_validator(mode="after")
@@ -34,11 +38,12 @@ class EnsemblesStage(StudyStage):
             raise ValueError("'flips' and 'combinations' name each value once")
         if bad := [flip for flip in self.flips if not 0 <= flip <= 1]:
             raise ValueError(f"flips: {bad[0]} is not from 0 to 1")
-        if self.reward_model.loss != "pairwise":
-            raise ValueError(f"reward_model.loss is '{self.reward_model.loss}', but comparisons are for 'pairwise'")
+        refuse_other_losses(self)
         if self.pool_prompts > self.eval_prompts:
             raise ValueError(f"'pool_prompts' is {self.pool_prompts}, but there are {self.eval_prompts} 'eval_prompts'")
-        if self.measurements > self.ppo.updates:
-            raise ValueError(f"'measurements' is {self.measurements}, but PPO has {self.ppo.updates} updates")
+        if self.ppo.updates % self.measurements:
+            raise ValueError(f"ppo.updates is {self.ppo.updates}, no multiple of 'measurements' ({self.measurements})")
+        if self.labeler.flip:
+            raise ValueError("labeler.flip is what 'flips' vary: leave it out")
         refuse_shared(self, ("reward_model", "ppo"), "units")
         return self

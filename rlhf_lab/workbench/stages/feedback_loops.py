@@ -7,7 +7,7 @@ from pydantic import Field, PositiveInt, model_validator
 from rlhf_lab.config import Config
 from rlhf_lab.training.ppo import PPOConfig
 from rlhf_lab.training.reward_model import RewardModelConfig
-from rlhf_lab.workbench.stages.base import refuse_shared
+from rlhf_lab.workbench.stages.base import refuse_other_losses, refuse_shared
 from rlhf_lab.workbench.stages.study import StudyStage
 
 LoopArm = Literal["offline", "online", "active"]
@@ -22,7 +22,9 @@ class Source(Config):
     position_bias: float = 0.0  # logits for the reply shown first
     price: float = Field(1.0, gt=0)  # of a label, in labels of a person
     times: PositiveInt = 1  # this many times the common number of labels
-    arms: list[LoopArm] = Field(_ARMS, min_length=1)
+    arms: list[LoopArm] = Field(  # pairs of the SFT model, of the last policy, or of these where members disagree most
+        _ARMS, min_length=1
+    )
 
 
 class FeedbackLoopsStage(StudyStage):
@@ -42,8 +44,8 @@ class FeedbackLoopsStage(StudyStage):
     labels: int = Field(64, ge=10)  # pairs to label in a round
     pool: int = Field(192, ge=1)  # prompts in a round, each with two replies: the pairs to choose from
     members: int = Field(2, ge=1, le=16)  # reward models of the ensemble, in every arm
-    reward_model: RewardModelConfig = RewardModelConfig(epochs=2)
-    ppo: PPOConfig = PPOConfig(updates=15, batch_size=64, kl_coef=0.05)
+    reward_model: RewardModelConfig = RewardModelConfig(epochs=2)  # of each member; seed, precision: the study's
+    ppo: PPOConfig = PPOConfig(updates=15, batch_size=64, kl_coef=0.05)  # of every round; likewise, and max_new_tokens
 
     @model_validator(mode="after")
     def _fits(self) -> Self:
@@ -51,6 +53,7 @@ class FeedbackLoopsStage(StudyStage):
             raise ValueError(f"'labels' is {self.labels}, but the 'pool' that they are chosen from is {self.pool}")
         if self.members < 2 and any("active" in source.arms for source in self.sources.values()):
             raise ValueError("arm 'active' wants 'members' of 2 or more: one alone does not disagree")
+        refuse_other_losses(self)
         refuse_shared(self, ("reward_model", "ppo"), "units")
         return self
 

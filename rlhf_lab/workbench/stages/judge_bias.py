@@ -16,11 +16,13 @@ class JudgeBiasStage(StageConfig):
     policy_a: str = "auto"  # the PPO policy
     policy_b: str = "auto"  # the SFT model
     reward: str = "auto"  # the reward model, as a judge
-    prompts: str = "sandbox"
+    prompts: str = "sandbox"  # a file or hub id with a column prompt; the first `eval_prompts` are answered
     columns: dict[str, str] = {}
     on_bad: OnBad = "raise"
     repeats: int = Field(1, ge=1)  # how often each judge is asked the same
-    judge: SimulatedJudgeConfig = SimulatedJudgeConfig(position=1.0, length=0.1, temperature=0.5)
+    judge: SimulatedJudgeConfig = SimulatedJudgeConfig(  # whose biases are planted, to be found again
+        position=1.0, length=0.1, temperature=0.5
+    )
     learned: LearnedJudgeConfig | None = LearnedJudgeConfig()  # judges that are trained here
     ask: dict[str, JudgeConfig] = {}  # further judges: name -> kind and settings
     recorded: RecordedConfig | None = None  # stored verdicts to analyse as well

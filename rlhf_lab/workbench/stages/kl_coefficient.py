@@ -6,7 +6,7 @@ from pydantic import Field, NonNegativeFloat, PositiveFloat, model_validator
 
 from rlhf_lab.training.ppo import PPOConfig
 from rlhf_lab.training.reward_model import RewardModelConfig
-from rlhf_lab.workbench.stages.base import refuse_shared
+from rlhf_lab.workbench.stages.base import refuse_other_losses, refuse_shared
 from rlhf_lab.workbench.stages.study import StudyStage
 
 
@@ -19,9 +19,11 @@ class KLCoefficientStage(StudyStage):
     k3: list[PositiveFloat] = [0.5, 2.0]  # coefficients with k3 in the reward instead of k1
     measurements: int = Field(6, ge=1)  # times that PPO is measured while it trains; without a penalty at every update
     n_heldout: int = Field(500, ge=1)  # comparisons to measure the reward model's accuracy on
-    reward_model: RewardModelConfig = RewardModelConfig(epochs=4)
+    reward_model: RewardModelConfig = RewardModelConfig(epochs=4)  # of the one; seed and precision are the study's
     # A constant learning rate: a run that is stopped early is then the same as a shorter one.
-    ppo: PPOConfig = PPOConfig(updates=30, batch_size=64, lr=2e-4, decay="off", kl_coef=0.2, kl_horizon=128)
+    ppo: PPOConfig = PPOConfig(  # of every unit, but for what it varies; seed, precision, max_new_tokens: the study's
+        updates=30, batch_size=64, lr=2e-4, decay="off", kl_coef=0.2, kl_horizon=128
+    )
 
     @model_validator(mode="after")
     def _fits(self) -> Self:
@@ -31,7 +33,6 @@ class KLCoefficientStage(StudyStage):
             )
         if self.ppo.updates % self.measurements:
             raise ValueError(f"ppo.updates is {self.ppo.updates}, no multiple of 'measurements' ({self.measurements})")
-        if self.reward_model.loss != "pairwise":
-            raise ValueError(f"reward_model.loss is '{self.reward_model.loss}', but comparisons are for 'pairwise'")
+        refuse_other_losses(self)
         refuse_shared(self, ("reward_model", "ppo"), "units")
         return self

@@ -7,7 +7,7 @@ from pydantic import Field, model_validator
 from rlhf_lab.config import Config
 from rlhf_lab.training.ppo import PPOConfig
 from rlhf_lab.training.reward_model import RewardModelConfig
-from rlhf_lab.workbench.stages.base import refuse_shared
+from rlhf_lab.workbench.stages.base import refuse_other_losses, refuse_shared
 from rlhf_lab.workbench.stages.study import StudyStage
 
 Remedy = Literal["none", "balanced", "fewer", "like_length", "penalty", "omit"]
@@ -39,8 +39,8 @@ class LengthBiasStage(StudyStage):
     penalty: float = Field(0.1, ge=0)  # standard deviations of the score for each word
     longest: int = Field(16, ge=2)  # tokens; what is longer is left out of PPO's batches under `omit`
     bin_width: int = Field(4, ge=1)  # words; the split at other widths is kept besides
-    reward_model: RewardModelConfig = RewardModelConfig(epochs=2)
-    ppo: PPOConfig = PPOConfig(updates=20, batch_size=64, kl_coef=0.15)
+    reward_model: RewardModelConfig = RewardModelConfig(epochs=2)  # of every unit; seed, precision: the study's
+    ppo: PPOConfig = PPOConfig(updates=20, batch_size=64, kl_coef=0.15)  # likewise, and max_new_tokens
 
     @model_validator(mode="after")
     def _fits(self) -> Self:
@@ -50,6 +50,7 @@ class LengthBiasStage(StudyStage):
         for name in _NOT_IN_OMIT if omits else ():
             if getattr(self.ppo, name) != PPOConfig.model_fields[name].default:
                 raise ValueError(f"ppo.{name} is not for remedy 'omit', whose loop is plain: leave one of them out")
+        refuse_other_losses(self)
         refuse_shared(self, ("reward_model", "ppo"), "units")
         return self
 

@@ -5,7 +5,8 @@ from typing import Self
 from pydantic import Field, PositiveInt, model_validator
 
 from rlhf_lab.training.ppo import PPOConfig
-from rlhf_lab.workbench.stages.base import refuse_shared
+from rlhf_lab.training.reward_model import RewardModelConfig
+from rlhf_lab.workbench.stages.base import refuse_other_losses, refuse_shared
 from rlhf_lab.workbench.stages.study import StudyStage
 
 
@@ -18,7 +19,7 @@ class OverOptimisationStage(StudyStage):
         "misspecified": [30, 1000],
         "near_linear": [30, 1000],
     }
-    ppo_against: dict[str, list[PositiveInt]] = {
+    ppo_against: dict[str, list[PositiveInt]] = {  # the same, each of them a run of PPO
         "default": [30, 125, 1000],
         "misspecified": [30, 1000],
         "near_linear": [30, 1000],
@@ -26,7 +27,9 @@ class OverOptimisationStage(StudyStage):
     n_heldout: int = Field(500, ge=1)  # comparisons to measure accuracy on
     pool_size: int = Field(256, ge=2)  # replies to each held-out prompt, to take the best of
     eval_prompts: int = Field(128, ge=2)  # each half chooses the peak that the other one measures
-    ppo: PPOConfig = PPOConfig(updates=36, batch_size=64, lr=2e-4, decay="off", kl_coef=0.0)
+    ppo: PPOConfig = PPOConfig(  # of every run of PPO; seed, precision and max_new_tokens are the study's
+        updates=36, batch_size=64, lr=2e-4, decay="off", kl_coef=0.0
+    )
     measure_every: int = Field(3, ge=1)  # updates of PPO between two measurements
 
     @model_validator(mode="after")
@@ -35,6 +38,9 @@ class OverOptimisationStage(StudyStage):
             for world, sizes in getattr(self, name).items():
                 if unknown := set(sizes) - set(self.comparisons):
                     raise ValueError(f"{name}.{world} has {min(unknown)}, which is no size in 'comparisons'")
+        if self.reward_model.epochs != RewardModelConfig().epochs:
+            raise ValueError("reward_model.epochs is what 'comparisons' say for each size: leave it out")
+        refuse_other_losses(self)
         refuse_shared(self, ("reward_model", "ppo"), "units")
         return self
 

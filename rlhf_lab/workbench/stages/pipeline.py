@@ -19,7 +19,7 @@ from rlhf_lab.workbench.stages.base import TrainingStage
 class PretrainStage(TrainingStage, PretrainConfig):
     """00_pretrain: a base model from scratch."""
 
-    save_every: int = Field(200, ge=0)
+    save_every: int = Field(200, ge=0)  # steps between checkpoints to resume from; 0 = only when stopped
     text: str = "sandbox"  # .txt or .md files, or a column of any data set; the last tenth is measured on
     columns: dict[str, str] = {}
     on_bad: OnBad = "raise"
@@ -34,7 +34,7 @@ class SFTStage(TrainingStage, SFTConfig):
     demonstrations: str = "sandbox"  # a file or hub id with columns prompt and completion, or chosen and rejected
     columns: dict[str, str] = {}  # our column name -> theirs
     on_bad: OnBad = "raise"  # rows that cannot be used, or held-out ones that were learned from: raise | drop
-    n_demonstrations: int = Field(1000, ge=1)
+    n_demonstrations: int = Field(1000, ge=1)  # at most so many are read, those that prompts `split` holds back too
     prompts: str = "sandbox"  # held-out prompts to answer before and after; "split" = some of the demonstrations'
     max_new_tokens: int = Field(40, ge=1)
     lora: Lora = None  # {} = the whole model; {rank: 8} = an adapter
@@ -56,11 +56,11 @@ class RewardModelStage(TrainingStage, RewardModelConfig):
     members: int = Field(1, ge=1, le=16)  # reward models of an ensemble; heads and order of the data differ
     learning_curve: list[PositiveInt] = []  # sizes of data to train further reward models on
     n_prompts: int = Field(2000, ge=1)  # prompts with ranked replies
-    n_heldout: int = Field(500, ge=1)
+    n_heldout: int = Field(500, ge=1)  # held-out prompts with ranked replies, in the sandbox two replies each
     k: int = Field(4, ge=2, le=9)  # replies ranked for each prompt
     max_new_tokens: int = Field(40, ge=1)
     reversed_too: bool = True  # also train on the reversed ranking, to be shown what that does
-    labeler: LabelerConfig = LabelerConfig()
+    labeler: LabelerConfig = LabelerConfig()  # who ranks and rates in the sandbox; held-out ranks lack its biases
     lora: Lora = None  # an adapter and a head instead of the whole model
 
     @model_validator(mode="after")
@@ -89,7 +89,7 @@ class PPOStage(TrainingStage, PPOConfig):
     uncertainty_coef: float = Field(0.5, ge=0)  # of the members' variance, for `uncertainty`
     critic: str = "reward"  # started from: reward | policy | shared (on the policy's trunk), or a path
     pretraining: str = "sandbox"  # texts for ptx_coef: a file or hub id with a column text
-    prompts: str = "sandbox"
+    prompts: str = "sandbox"  # a file or hub id with a column prompt; `eval_prompts`, at most a fifth, are held out
     columns: dict[str, str] = {}
     on_bad: OnBad = "raise"
     max_length: int = Field(0, ge=0)  # tokens of prompt and reply; a longer prompt is bad; 0 = the model's context

@@ -6,7 +6,7 @@ from pydantic import Field, model_validator
 
 from rlhf_lab.training.ppo import PPOConfig
 from rlhf_lab.training.reward_model import RewardModelConfig
-from rlhf_lab.workbench.stages.base import refuse_shared
+from rlhf_lab.workbench.stages.base import refuse_other_losses, refuse_shared
 from rlhf_lab.workbench.stages.study import StudyStage
 
 _SHORT = {"max_new_tokens": 16}  # the SFT model's median reply is longer
@@ -76,9 +76,9 @@ DETAILS = {
 class PPODetailsStage(StudyStage):
     """15_ppo_details: PPO with one detail switched at a time."""
 
-    comparisons: int = Field(500, ge=1)
+    comparisons: int = Field(500, ge=1)  # that the reward model learns from
     details: list[str] = list(DETAILS)  # what to switch; DETAILS says what they are
-    reward_model: RewardModelConfig = RewardModelConfig(epochs=2)
+    reward_model: RewardModelConfig = RewardModelConfig(epochs=2)  # the baseline's; seed, precision: the study's
     ppo: PPOConfig = PPOConfig(updates=20, batch_size=64)  # the baseline: the lab's own settings, in a short run
 
     @model_validator(mode="after")
@@ -90,7 +90,6 @@ class PPODetailsStage(StudyStage):
         for name in self.details:
             if (against := DETAILS[name].against) and against not in self.details:
                 raise ValueError(f"details: {name!r} is compared with {against!r}, which is not among them")
-        if self.reward_model.loss != "pairwise":
-            raise ValueError(f"reward_model.loss is '{self.reward_model.loss}', but comparisons are for 'pairwise'")
+        refuse_other_losses(self)
         refuse_shared(self, ("reward_model", "ppo"), "units")
         return self

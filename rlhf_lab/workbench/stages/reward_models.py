@@ -29,7 +29,7 @@ class RewardModelsStage(StudyStage):
     n_heldout: int = Field(500, ge=1)  # comparisons to measure accuracy and calibration on
     n: int = Field(64, ge=2)  # of the best of n
     pool_size: int = Field(128, ge=2)  # replies to each held-out prompt
-    eval_prompts: int = Field(64, ge=1)
+    eval_prompts: int = Field(64, ge=1)  # held-out prompts of the pool
 
     @model_validator(mode="after")
     def _fits(self) -> Self:

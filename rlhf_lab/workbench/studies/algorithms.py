@@ -20,15 +20,13 @@ from rlhf_lab.rewards import Reward
 from rlhf_lab.sandbox.world import World
 from rlhf_lab.training import preference_tuning
 from rlhf_lab.training.best_of_n import Pool, sample_pool, score_pool
-from rlhf_lab.training.methods import METHODS
 from rlhf_lab.training.ppo import ppo_start, ppo_updates
-from rlhf_lab.training.ppo_config import GROUPED
 from rlhf_lab.training.rejection_sampling import raft_rounds, raft_start
 from rlhf_lab.training.sft import quiet
 from rlhf_lab.workbench import artefacts, roles
 from rlhf_lab.workbench.evaluation import Measure
 from rlhf_lab.workbench.runs import Run
-from rlhf_lab.workbench.stages import AlgorithmsStage, PPOStage, settle_precision
+from rlhf_lab.workbench.stages import AlgorithmsStage, settle_precision
 
 
 class Ground(NamedTuple):
@@ -82,7 +80,7 @@ def common_ground(cfg: AlgorithmsStage, run: Run) -> Ground:
     needed = max(cfg.batch_size, cfg.replies // 2)
     if len(train) < needed:
         raise LabError(f"prompts: {len(train)} to learn from, but 'replies' takes {needed}; give more, or lower it")
-    settings = online_settings(cfg, "ppo", name)
+    settings = cfg.online_settings("ppo", name)
     measure = Measure(settings, tokenizer, held_out.select_columns("prompt"), reward, world, baseline=reference)
     preference_tuning.load_trl()
     return Ground(cfg, world, path, tokenizer, reward, name, list(train["prompt"]), measure)
@@ -92,22 +90,6 @@ def learn(method: str, ground: Ground, run: Run) -> Outcome:
     """Run one method to the end of its budget."""
     how = {"dpo": _preferences, "kto": _preferences, "best_of_n": _best_of_n, "raft": _raft}.get(method, _online)
     return how(method, ground, Watch(method, ground, run))
-
-
-def online_settings(cfg: AlgorithmsStage, method: str, reward: str = "auto") -> PPOStage:
-    """The settings of PPO or a relative at this budget: its own on top of `online`."""
-    per_prompt = cfg.samples_per_prompt if METHODS[method]["advantage"] in GROUPED else 1
-    budget = {
-        "updates": cfg.replies // cfg.batch_size,
-        "batch_size": cfg.batch_size // per_prompt,
-        "samples_per_prompt": per_prompt,
-        "max_new_tokens": cfg.max_new_tokens,
-        "precision": cfg.precision,
-        "seed": cfg.seed,
-        "reward": reward,
-        "sandbox": cfg.sandbox,
-    }
-    return PPOStage(**(cfg.online.model_dump() | METHODS[method] | budget))
 
 
 class Watch:
@@ -157,7 +139,7 @@ class Watch:
 
 def _online(method: str, ground: Ground, watch: Watch) -> Outcome:
     """PPO and its relatives: `replies` in updates of `batch_size`, each from the policy of the one before."""
-    settings = online_settings(ground.cfg, method, ground.reward_name)
+    settings = ground.cfg.online_settings(method, ground.reward_name)
     policy = models.load_policy(ground.sft_path)
     critic = roles.critic(settings, ground.sft_path, policy)
     state = ppo_start(

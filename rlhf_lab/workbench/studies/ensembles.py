@@ -117,7 +117,7 @@ def learn(name: str, shared: Shared, run: Run) -> Figures:
         "member_correlation": correlation(members.scores),
     }
     found |= best_of(members.scores, shared.gold, how=unit.combination, coef=coef, seed=cfg.seed)
-    every, policy = max(cfg.ppo.updates // cfg.measurements, 1), models.load_policy(shared.sft_path)
+    every, policy = cfg.ppo.updates // cfg.measurements, models.load_policy(shared.sft_path)
     ppo_began = time.perf_counter()
     measure = chain.optimise(
         name, policy, members.scorers[:used], shared, run, every=every,

@@ -64,8 +64,8 @@ def cast(cfg, world: World) -> Cast:
     rows = world.demonstrations(cfg.n_demonstrations, cfg.seed)
     gold = world.gold(prompts=[row["prompt"] for row in rows], completions=[row["completion"] for row in rows])
     order, n = np.argsort(gold, kind="stable"), cfg.n_demonstrations // _TENTH
-    if n < max(cfg.shots):
-        raise LabError(f"n_demonstrations: a tenth of {cfg.n_demonstrations} is fewer than {max(cfg.shots)} examples")
+    if n < (most := max(*cfg.shots, *(who.shots for who in cfg.responders))):
+        raise LabError(f"n_demonstrations: a tenth of {cfg.n_demonstrations} is fewer than {most} examples")
     examples = {"poor": [rows[i] for i in order[:n]], "good": [rows[i] for i in order[-n:]]}
     policies = {size: models.load_policy(path, trainable=False) for size, path in paths.items()}
     tokenizer = models.load_tokenizer(world.base_model)
