@@ -70,9 +70,9 @@ def test_what_is_recorded_is_finished_under_the_present_settings(repo, tmp_path,
     for line in study.lines():
         recorded.setdefault(line["seed"], {})[line["unit"]] = line["figures"]
     assert sorted(recorded) == SEEDS
-    for seed, units in recorded.items():
+    for seed in (SEEDS[0], SEEDS[-1]):
         found = study.read(study.begin(seed))
-        assert {unit: figures[seed] for unit, figures in found.items()} == units
+        assert {unit: figures[seed] for unit, figures in found.items()} == recorded[seed]
 
 
 def test_other_settings_are_not_finished(repo, tmp_path):
