@@ -38,11 +38,15 @@ def launched(timeout_s: float = 300.0):
     """
     if launched_processes() == 1:
         if os.environ.get("ACCELERATE_USE_CPU", "").lower() == "true":  # it does not tell how many were asked for
-            print("accelerate launch starts one process on CPUs; for several use torchrun")
+            print(
+                "accelerate launch --cpu starts one process; for several use torchrun, or accelerate launch --multi_gpu"
+            )
         return None
     from accelerate import Accelerator
     from accelerate.utils import InitProcessGroupKwargs
 
+    # accelerate launch sets it: all processes but the first would load models without weights
+    os.environ["FSDP_CPU_RAM_EFFICIENT_LOADING"] = "false"
     patience = datetime.timedelta(seconds=float(os.environ.get("RLHF_LAB_TIMEOUT_S") or timeout_s))
     on_cpu = named() == "cpu"  # also where there is a card: models are on the CPU then
     backend = {"backend": "gloo"} if on_cpu else {}

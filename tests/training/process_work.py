@@ -9,6 +9,7 @@ import torch
 from tiny import PROMPTS, count_words, make_config, make_policy, make_scorer, make_tokenizer, start
 
 from rlhf_lab.models import LoraConfig, SharedBase
+from rlhf_lab.models.shards import whole
 from rlhf_lab.training import sft
 from rlhf_lab.training.checkpoints import load_training, save_training
 from rlhf_lab.training.metrics import ppo_metrics
@@ -135,7 +136,6 @@ def equal_to_one_process(folder: Path, accelerator) -> None:
 def sharded(folder: Path, accelerator) -> None:
     """The same with the weights in shards, where replies end at different times."""
     from rlhf_lab.models import save_policy
-    from rlhf_lab.models.shards import whole
 
     found = {}
     for name, changes in SHARDED.items():
@@ -163,7 +163,8 @@ SHARDED = {"gae": GAE, "grpo": {"advantage": "grpo", "samples_per_prompt": 4, "b
 def a_run(folder: Path, accelerator) -> None:
     """A run as a notebook has it.
 
-    Options: its directory, whether to resume, the update after which process 1 dies, the one in which 0 is interrupted.
+    Options: its directory, whether to resume, the update after which process WHO_DIES (1) dies, the one in which 0 is
+    interrupted.
     """
     run_dir, resume, dies, interrupted = sys.argv[3], sys.argv[4] == "resume", int(sys.argv[5]), int(sys.argv[6])
     settings = make_config(updates=6, kl_control="ziegler")
@@ -175,6 +176,7 @@ def a_run(folder: Path, accelerator) -> None:
             os.kill(os.getpid(), signal.SIGINT)
         return count_words(completions)
 
+    who = int(os.environ.get("WHO_DIES", "1"))
     state = start(settings, reward=reward, accelerator=accelerator)
     with Run.start("ppo", settings, run_dir=run_dir, resume=resume, accelerator=accelerator) as run:
         keeper = Keeper(Kept(resume), run, state)
@@ -182,9 +184,9 @@ def a_run(folder: Path, accelerator) -> None:
             run.log({k: v for k, v in seen(state, update).items() if k != "episode"}, step=update.episode)
             run.log_samples([{"reply": update.number}], step=update.episode)
             keeper()
-            if update.number == dies and accelerator is not None and accelerator.process_index == 1:
+            if update.number == dies and accelerator is not None and accelerator.process_index == who:
                 os.kill(os.getpid(), signal.SIGKILL)
-        torch.save(weights(state), run.file("weights.pt"))
+        torch.save(whole(weights(state)), run.file("weights.pt"))
         run.finish({})
 
 

@@ -188,6 +188,22 @@ def test_an_interrupt_stops_both_a_death_fails_the_run_and_two_or_one_go_on(tmp_
         near(timeless(path), timeless(whole))
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize(("who", "sharded"), [(0, False), (1, True)])
+def test_whoever_dies_the_run_goes_on_from_its_last_checkpoint(tmp_path, who, sharded):
+    """The main process, which can write nothing then; and one of two that hold half of every weight."""
+    options = {"WANDB_MODE": "disabled", "WHO_DIES": str(who)}
+    options |= {"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2"} if sharded else {}
+    script, whole, broken = HERE / "process_work.py", tmp_path / "whole", tmp_path / "broken"
+    assert torchrun(script, "run", tmp_path, whole, "anew", 0, 0, **options).returncode == 0
+    assert torchrun(script, "run", tmp_path, broken, "anew", 5, 0, **options).returncode == 1
+    assert read_status(broken).state == ("failed" if who else "died")
+    assert torchrun(script, "run", tmp_path, broken, "resume", 0, 0, **options).returncode == 0
+    assert read_status(broken).state == "done"
+    assert identical(torch.load(broken / "weights.pt"), torch.load(whole / "weights.pt"))
+    assert identical(timeless(broken), timeless(whole))
+
+
 class Pretended(Processes):
     """One of several processes whose messages were written down before."""
 
@@ -270,6 +286,30 @@ def test_a_notebooks_code_runs_in_two_processes_as_in_one(tmp_path, notebook):
     states = [load_policy(tmp_path / str(n) / "checkpoint").state_dict() for n in (1, 2)]
     near(list(states[0].values()), list(states[1].values()))
     assert read_status(tmp_path / "2").state == "done"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", [["--multi_gpu"], ["--use_fsdp", "--fsdp_version=2"]])
+def test_accelerate_launch_starts_two_processes_that_train_as_one(tmp_path, kind):
+    """On CPUs too: without a card both are processes of torchrun, over gloo."""
+    file = tmp_path / "03_ppo" / "two.yaml"
+    file.parent.mkdir()
+    file.write_text(f"{FILES['03_ppo']}policy: {World.load().base_model}\neval_prompts: 8\nprecision: fp32\n")
+    work = ["-m", "rlhf_lab.workbench.launch", file, "-p"]
+    one = torchrun(*work, f"run_dir={tmp_path / '1'}", processes=1, WANDB_MODE="disabled")
+    assert one.returncode == 0, one.stderr[:3000]
+    command = [sys.executable, "-m", "accelerate.commands.launch", *kind, "--num_processes=2", "--num_machines=1"]
+    command += ["--mixed_precision=no", "--dynamo_backend=no", f"--main_process_port={free_port()}"]
+    environment = os.environ | {"PYTHONPATH": str(HERE.parents[1]), "WANDB_MODE": "disabled", "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(
+        [*command, *map(str, work), f"run_dir={tmp_path / '2'}"],
+        env=environment, capture_output=True, text=True, timeout=300,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert "processes: 2" in (tmp_path / "2" / "config.yaml").read_text()
+    near(timeless(tmp_path / "2"), timeless(tmp_path / "1"))
+    states = [load_policy(tmp_path / name / "checkpoint").state_dict() for name in ("1", "2")]
+    near(list(states[0].values()), list(states[1].values()))
 
 
 @pytest.mark.slow
