@@ -54,7 +54,7 @@ class FinishedLines:
         """
         line = self.last(key)
         if line is not None:
-            print(f"{name}: finished before, read from {self.file}")
+            print(f"{name}: finished before")
         elif not self._told_apart and (other := self._last(self._read(), key, None)):
             self._told_apart = True
             commit = other.get("commit", "unknown")
