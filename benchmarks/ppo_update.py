@@ -38,6 +38,7 @@ def main() -> None:
     parser.add_argument("--shape", choices=shapes.SHAPES, default="small")
     parser.add_argument("--ends", action="store_true")
     parser.add_argument("--precision", choices=("fp32", "bf16", "auto"), default="fp32", help="the lab's")
+    parser.add_argument("--trl-precision", choices=("fp32", "bf16"), default="fp32", help="TRL's")
     parser.add_argument("--lora", type=int, default=0, metavar="RANK")
     parser.add_argument("--runs", type=int, default=3, help="processes of each side")
     parser.add_argument("--updates", type=int, default=3, help="in each process, the first uncounted")
@@ -54,7 +55,7 @@ def main() -> None:
         found: dict[str, list[dict]] = {"trl": [], "lab": []}
         for run in range(asked.runs):
             for side, python in pythons.items():
-                precision = "fp32" if side == "trl" else asked.precision
+                precision = asked.trl_precision if side == "trl" else asked.precision
                 found[side].append(one(side, python, folder, asked, asked.updates, precision))
                 told = statistics.median(found[side][-1]["seconds"][1:])
                 print(f"run {run + 1} of {asked.runs}, {side}: {told:.2f} s an update", file=sys.stderr, flush=True)
@@ -147,6 +148,7 @@ def summary(found: dict[str, list[dict]], asked) -> dict:
         "replies": "ending" if asked.ends else "fixed",
         "lora": asked.lora,
         "precision": found["lab"][0]["precision"],
+        "trl_precision": asked.trl_precision,
         "response_tokens": tokens / shape.episodes,
         "ratio": statistics.median(ratios),
         "ratios": ratios,
