@@ -21,6 +21,7 @@ import torch
 from rlhf_lab.errors import LabError, RunFailed
 from rlhf_lab.models.device import named
 from rlhf_lab.training.interrupts import interrupts_noted
+from rlhf_lab.training.memory import give_back
 
 T = TypeVar("T")
 BUCKET = 16_000_000  # gradients that are summed in one message
@@ -145,6 +146,7 @@ class Processes:
             loss = loss * self.count  # FSDP takes the mean over processes
         if loss.requires_grad:
             loss.backward()
+        give_back()
 
     def sum_gradients(self, parameters: Iterable[torch.nn.Parameter]) -> None:
         """Sum the gradients over the processes, where each stands. Shards have been summed in the backward pass."""

@@ -16,6 +16,7 @@ from rlhf_lab.config import Config
 from rlhf_lab.data import encode_pair
 from rlhf_lab.errors import LabError, RunFailed
 from rlhf_lab.training.interrupts import interrupts_noted
+from rlhf_lab.training.memory import give_back
 from rlhf_lab.training.processes import batch_of_one, launched_processes, lost_connection
 
 NAMES = {"loss": "train/loss", "learning_rate": "lr", "eval_loss": "eval/loss", "grad_norm": "policy/grad_norm"}
@@ -191,6 +192,9 @@ def report(on_log: Callable[[dict], None] | None, method: str, names: dict[str, 
     from transformers import TrainerCallback
 
     class Report(TrainerCallback):
+        def on_step_end(self, args, state, control, **kwargs):
+            give_back()
+
         def on_log(self, args, state, control, logs=None, **kwargs):
             logs = logs or {}
             for name in ("loss", "grad_norm", "eval_loss", "train_loss"):  # the last is the mean of all steps
