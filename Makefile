@@ -31,7 +31,7 @@ lab: $(STAMP) ## open the notebooks in JupyterLab
 	RLHF_LAB_RUNS="$(CURDIR)/runs" $(BIN)/jupyter lab --LabApp.default_url=/lab/tree/notebooks $(LAB_ARGS)
 
 test: $(STAMP) ## the tests, offline, some minutes
-	$(OFFLINE) OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 --dist loadfile -m "not slow" $(TEST_ARGS)
+	$(OFFLINE) OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 --dist loadfile --no-loadscope-reorder -m "not slow" $(TEST_ARGS)
 
 test-slow: $(STAMP) ## only the tests that are too slow for `make test`
 	$(OFFLINE) $(BIN)/python -m pytest -q -m slow $(TEST_ARGS) || [ $$? -eq 5 ] # 5: there are none

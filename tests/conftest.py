@@ -26,3 +26,8 @@ def shared() -> Path:
     folder = Path(os.environ.get("RLHF_LAB_SHARED", ROOT.parent / "shared"))
     require("shared", folder.is_dir(), f"no recorded data at {folder}; set RLHF_LAB_SHARED")
     return folder
+
+
+def pytest_collection_modifyitems(items):
+    """The notebooks' tests first: they take longest, and one process would end long after the other."""
+    items.sort(key=lambda item: "notebooks" not in item.path.parts)
