@@ -1,16 +1,9 @@
 """What the README says of human preferences, read off the recorded results."""
 
 import json
-import re
 
 import numpy as np
-from scipy import stats
-
-
-def said(values: np.ndarray) -> str:
-    """Mean and 95% interval over the seeds, as they are written."""
-    low, high = stats.t.interval(0.95, len(values) - 1, values.mean(), stats.sem(values))
-    return re.sub(r"\b0\.", ".", f"{values.mean():.3f} [{low:.3f}, {high:.3f}]")
+from recorded import interval, said
 
 
 def test_a_reward_model_from_human_preferences(repo):
@@ -24,8 +17,7 @@ def test_a_reward_model_from_human_preferences(repo):
     text = (repo / "README.md").read_text().partition("### Human preferences")[2].partition("###")[0]
     ours, length = found["accuracy"], found["accuracy_of_length"]
     for values in (ours, length, ours - length, found["accuracy_before"], found["calibration_gap"]):
-        assert said(values) in text
+        assert said(values, digits=3, share=True) in text
     assert f"{found['comparisons'].min():.0f} to {found['comparisons'].max():.0f}" in text
     assert ours.mean() >= 0.595
-    interval = [stats.t.interval(0.95, 4, values.mean(), stats.sem(values)) for values in (ours, length)]
-    assert interval[0][0] > interval[1][1]
+    assert interval(ours)[0] > interval(length)[1]

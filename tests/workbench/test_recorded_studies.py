@@ -5,7 +5,7 @@ import re
 
 import numpy as np
 import pytest
-from scipy import stats
+from recorded import interval, said
 
 from rlhf_lab.workbench.studies.kl_coefficient_results import inverted_u_table
 from rlhf_lab.workbench.studies.units import latest
@@ -36,22 +36,10 @@ class Study:
         return np.stack([self.of(unit, name) for name in names], axis=1)
 
 
-def interval(values: np.ndarray, at_once: int = 1) -> tuple[float, float]:
-    """Of the mean of values, one for each seed, at level 1 - 0.05 / at_once."""
-    return stats.t.interval(1 - 0.05 / at_once, len(values) - 1, values.mean(), stats.sem(values))
-
-
 def unshown(values: np.ndarray, at_once: int) -> bool:
     """Whether the interval holds 0."""
     low, high = interval(values, at_once)
     return low < 0 < high
-
-
-def said(values: np.ndarray, at_once: int = 1, digits: int = 2, *, share: bool = False) -> str:
-    """Mean and interval, as they are written. share: without the zero before the point."""
-    mean, low, high = (f"{value:.{digits}f}" for value in (values.mean(), *interval(values, at_once)))
-    text = f"{mean} [{low}, {high}]"
-    return re.sub(r"\b0\.", ".", text) if share else text
 
 
 def mean(values: np.ndarray, *, share: bool = False) -> str:
